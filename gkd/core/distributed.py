@@ -1,0 +1,112 @@
+"""Process-group set-up and the collectives used here; each is the identity where there is one process.
+
+The group exists only between `start()` and `stop()`, never as a side effect of an import.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gkd.core.errors import GkdError
+
+
+def is_active() -> bool:
+    """Whether a process group has been started."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number, 0 where there is one process."""
+    return dist.get_rank() if is_active() else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if is_active() else 1
+
+
+def local_rank() -> int:
+    """This process's number on its machine, which is also the index of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def device() -> torch.device:
+    """The device this process trains on: its own GPU where there is one, else the CPU."""
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def process_group(timeout_minutes: float = 10.0) -> Iterator[None]:
+    """Start the group that torchrun described in the environment and stop it on the way out.
+
+    Without torchrun (no `WORLD_SIZE`) nothing is started and no port is taken.
+
+    Raises:
+        GkdError: the group could not be formed (a port in use, a rank missing), with the address.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    # gloo beside NCCL carries the CPU tensors of checkpoints and metrics.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).splitlines()[0]
+        raise GkdError(
+            f"could not form a group of {os.environ['WORLD_SIZE']} processes at {address}: {reason}; if the port is in "
+            "use, give torchrun another with --master-port, or --rdzv-endpoint=localhost:0 for a free one"
+        ) from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over the ranks, in place; returns it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value` on every rank. It travels between our own processes only, never from a file."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value`, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """The greatest of `tensor` over the ranks, in place; returns it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
