@@ -1,0 +1,122 @@
+"""Face data in a folder with one sub-folder of images for each identity, and packing such a folder into a .rec."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from gkd.core.errors import DataError
+from gkd.core.files import GIB, read_bounded
+from gkd.data.face_data import fingerprint_of
+from gkd.data.record_writer import RecordWriter
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+_log = logging.getLogger(__name__)
+
+
+class FaceFolder:
+    """The images below `path/<identity>/`, sorted by identity and file name; labels follow the sorted identities.
+
+    Hidden files and folders, and files that are no images by their suffix, are left out.
+
+    Attributes:
+        path: the folder.
+
+    Raises:
+        DataError: no such folder, no identities, images outside the sub-folders, or no images at all.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        identities = _list_identities(self.path)
+        files = {name: _list_images(self.path / name) for name in identities}
+        for name in identities:
+            if not files[name]:
+                _log.warning("%s: identity %s has no images and is left out", self.path, name)
+        self._names = tuple(name for name in identities if files[name])
+        if not self._names:
+            raise DataError(f"{self.path}: no sub-folder holds an image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        self._files = [file for name in self._names for file in files[name]]
+        self._labels = np.repeat(np.arange(len(self._names)), [len(files[name]) for name in self._names])
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        """The encoded image `index` and its label.
+
+        Raises:
+            IndexError: no such image.
+            DataError: the file is gone, cannot be read, or is empty.
+        """
+        if not 0 <= index < len(self._files):
+            raise IndexError(f"{self.path}: no image {index}; there are {len(self._files)}")
+        encoded = read_bounded(self._path_of(index), GIB)
+        if not encoded:
+            raise DataError(f"{self.describe(index)}: the image is empty; replace or remove it")
+        return encoded, int(self._labels[index])
+
+    @property
+    def num_identities(self) -> int:
+        """The number of identities that have images."""
+        return len(self._names)
+
+    @property
+    def identity_names(self) -> tuple[str, ...]:
+        """The names of the sub-folders, by label."""
+        return self._names
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the set holds, as a hash; see `fingerprint_of`."""
+        return fingerprint_of(self)
+
+    def describe(self, index: int) -> str:
+        """The path of image `index`."""
+        return str(self._path_of(index))
+
+    def _path_of(self, index: int) -> Path:
+        return self.path / self._names[int(self._labels[index])] / self._files[index]
+
+
+def pack_folder(folder: str | Path, out_rec: str | Path) -> int:
+    """Write the images of `folder` into a .rec with its .idx, `property` and names; returns the number of images.
+
+    Raises:
+        DataError: as `FaceFolder` and `RecordWriter`.
+    """
+    faces = FaceFolder(folder)
+    with RecordWriter(out_rec, identity_names=faces.identity_names) as writer:
+        for index in range(len(faces)):
+            encoded, label = faces[index]
+            writer.write(label, encoded)
+    return len(faces)
+
+
+def _list_identities(path: Path) -> list[str]:
+    if not path.exists():
+        raise DataError(f"{path}: no such folder")
+    if not path.is_dir():
+        raise DataError(f"{path}: is a file, but a folder with one sub-folder for each identity is needed")
+    entries = sorted(path.iterdir(), key=lambda entry: entry.name)
+    for entry in entries:
+        if _is_image(entry):
+            raise DataError(
+                f"{path}: image {entry.name} lies outside the identities; put each person's images into a sub-folder"
+            )
+    identities = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    if not identities:
+        raise DataError(f"{path}: has no sub-folders; put each person's images into a sub-folder")
+    return identities
+
+
+def _list_images(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir() if _is_image(entry))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
