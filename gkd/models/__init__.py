@@ -1,0 +1,26 @@
+"""Backbones: image to embedding, with their input conversion and their weight files.
+
+Shapes: N images, D embedding dimension, C classes, H x W pixels.
+"""
+
+from gkd.models.backbone import Backbone
+from gkd.models.cost import count_macs, num_parameters
+from gkd.models.create import BACKBONES, create_backbone
+from gkd.models.head_file import load_head, save_head
+from gkd.models.input_spec import InputSpec
+from gkd.models.weights import LoadReport, load_student, load_weights, save_student
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "InputSpec",
+    "LoadReport",
+    "count_macs",
+    "create_backbone",
+    "load_head",
+    "load_student",
+    "load_weights",
+    "num_parameters",
+    "save_head",
+    "save_student",
+]

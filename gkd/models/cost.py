@@ -1,0 +1,73 @@
+"""What a backbone costs: parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gkd.models.backbone import Backbone
+
+
+def num_parameters(module: nn.Module) -> int:
+    """The number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_macs(backbone: Backbone) -> int:
+    """Multiply-accumulates of the convolutions and linear layers for one image of the backbone's input size.
+
+    Other layers and matrix products outside such modules (attention) are not counted. Nothing is computed: the network
+    runs on shapes alone, and neither its weights nor its statistics change.
+    """
+    macs: list[int] = []
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            per_output = module.in_channels // module.groups * math.prod(module.kernel_size)
+            macs.append(output[0].numel() * per_output)
+        elif isinstance(module, nn.Linear):
+            macs.append(output[0].numel() * module.in_features)
+
+    handles = [module.register_forward_hook(count) for module in backbone.modules()]
+    try:
+        with torch.no_grad():
+            functional_call(backbone, _on_meta(backbone), (_two_images(backbone),))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(macs)
+
+
+def count_activations(backbone: Backbone) -> int:
+    """Numbers that the layers of the backbone put out for one image of its input size, all of them together.
+
+    About what a training step keeps for its backward pass; what a layer keeps beside its output is not counted.
+    """
+    sizes: list[int] = []
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        sizes.append(output[0].numel())
+
+    leaves = [module for module in backbone.modules() if not any(module.children())]
+    handles = [module.register_forward_hook(count) for module in leaves]
+    try:
+        with torch.no_grad():
+            functional_call(backbone, _on_meta(backbone), (_two_images(backbone),))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(sizes)
+
+
+def _on_meta(module: nn.Module) -> dict[str, Tensor]:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+
+
+def _two_images(backbone: Backbone) -> Tensor:
+    # BatchNorm over vectors refuses a single image in training mode.
+    return torch.empty(2, 3, *backbone.input_size, device="meta")

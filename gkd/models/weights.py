@@ -1,0 +1,159 @@
+"""Read weights of any supported backbone; write and read `student.pt`, which holds the whole of a trained backbone.
+
+`student.pt` is a dict that `torch.load(weights_only=True)` takes: `format`, `format_version`, `architecture` (name and
+all settings), `input` (color, mean, std, size), `state_dict`, `extra` (plain values).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gkd.core.errors import CheckpointError, ConfigError
+from gkd.core.files import atomic_write, restricted_load_torch
+from gkd.models.backbone import Backbone
+from gkd.models.contents import check_format, check_plain, check_tensor, check_tensors, shapes_of
+from gkd.models.create import create_backbone
+from gkd.models.families import describe_difference, describe_family, known_prefix
+from gkd.models.input_spec import InputSpec
+
+FORMAT = "gkd.student"
+FORMAT_VERSION = 1
+FIELDS = {"architecture", "input", "state_dict", "extra"}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did: the file, the family found in it, the prefix stripped from its names, the tensors."""
+
+    path: Path
+    family: str
+    stripped_prefix: str
+    num_tensors: int
+
+
+def save_student(
+    path: str | Path, backbone: Backbone, input_spec: InputSpec, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a backbone, its input conversion and some plain values to one file, whole or not at all.
+
+    Args:
+        path: the file to write.
+        backbone: a network that `create_backbone` built.
+        input_spec: what the network was trained with.
+        extra: text, numbers, lists, dicts or None by name.
+
+    Raises:
+        ConfigError: the backbone does not know its architecture.
+        CheckpointError: a weight is not finite, or a value in `extra` is not plain.
+    """
+    if not backbone.architecture:
+        raise ConfigError("save_student needs a backbone built by create_backbone, which remembers its settings")
+    state = {name: check_tensor(tensor.cpu(), f"{path}: {name}") for name, tensor in backbone.state_dict().items()}
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "architecture": check_plain(backbone.architecture, "architecture"),
+        "input": {
+            "color": input_spec.color,
+            "mean": list(input_spec.mean),
+            "std": list(input_spec.std),
+            "size": list(backbone.input_size),
+        },
+        "state_dict": state,
+        "extra": check_plain(dict(extra or {}), "extra"),
+    }
+    with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def load_student(path: str | Path) -> tuple[Backbone, InputSpec, dict[str, Any]]:
+    """Read what `save_student` wrote: the backbone in evaluation mode on the CPU, its input conversion, the values.
+
+    The file may come from anyone: no code in it runs, and every field is checked before it is used.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, of another format, or its tensors do not fit its
+            architecture.
+    """
+    path = Path(path)
+    content = check_format(restricted_load_torch(path), path, FORMAT, FORMAT_VERSION, FIELDS)
+    architecture = check_plain(content["architecture"], f"{path}: architecture")
+    extra = check_plain(content["extra"], f"{path}: extra")
+    backbone = _build(path, architecture, on_meta=True)
+    input_spec = _input_spec(path, content["input"], backbone)
+    tensors = check_tensors(content["state_dict"], f"{path}: state_dict")
+    _check_fit(path, backbone, tensors, same_dtype=True)
+    backbone.load_state_dict(tensors, assign=True)
+    if any(tensor.is_meta for tensor in chain(backbone.parameters(), backbone.buffers())):
+        # Some networks compute tensors that no file holds.
+        backbone = _build(path, architecture, on_meta=False)
+        backbone.load_state_dict(tensors)
+    return backbone.eval(), input_spec, extra
+
+
+def load_weights(backbone: Backbone, path: str | Path) -> LoadReport:
+    """Fill a backbone from `student.pt` or from a plain state dict, strictly.
+
+    One known prefix that all names bear (`module.`, `model.`, `net.`, `backbone.`, `features.module.`,
+    `module.features.`) is stripped.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or unsafe, or its tensors are not those of this backbone: the
+            message names the family found and what differs.
+    """
+    path = Path(path)
+    content = restricted_load_torch(path)
+    if isinstance(content, dict) and "format" in content:
+        content = check_format(content, path, FORMAT, FORMAT_VERSION, FIELDS)["state_dict"]
+    given = check_tensors(content, str(path))
+    prefix = "" if given.keys() == backbone.state_dict().keys() else known_prefix(given)
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
+    _check_fit(path, backbone, tensors, same_dtype=False)
+    backbone.load_state_dict(tensors)
+    return LoadReport(path, describe_family(shapes_of(tensors)), prefix, len(tensors))
+
+
+def _build(path: Path, architecture: Any, *, on_meta: bool) -> Backbone:
+    if not isinstance(architecture, dict) or not isinstance(architecture.get("name"), str):
+        raise CheckpointError(f"{path}: architecture must be a dict with a name, got {str(architecture)[:200]}")
+    try:
+        # Fresh weights that are thrown away must not move the caller's random numbers.
+        with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
+            return create_backbone(**architecture)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: architecture: {error}") from error
+
+
+def _input_spec(path: Path, fields: Any, backbone: Backbone) -> InputSpec:
+    plain = check_plain(fields, f"{path}: input")
+    if not isinstance(plain, dict) or set(plain) != {"color", "mean", "std", "size"}:
+        raise CheckpointError(f"{path}: input must hold color, mean, std and size, got {str(plain)[:200]}")
+    if plain["size"] != list(backbone.input_size):
+        raise CheckpointError(
+            f"{path}: input size {plain['size']} differs from the architecture's {list(backbone.input_size)}"
+        )
+    try:
+        return InputSpec(color=plain["color"], mean=plain["mean"], std=plain["std"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _check_fit(path: Path, backbone: Backbone, tensors: Mapping[str, Tensor], *, same_dtype: bool) -> None:
+    """Names, shapes and types of `tensors` are those of the backbone; `same_dtype` False lets floats differ."""
+    expected = backbone.state_dict()
+    difference = describe_difference(shapes_of(expected), shapes_of(tensors))
+    if difference:
+        found, wanted = describe_family(shapes_of(tensors)), describe_family(shapes_of(expected))
+        raise CheckpointError(f"{path} holds {found}, which does not fit {wanted}: {difference}")
+    for name, tensor in expected.items():
+        given = tensors[name].dtype
+        are_floats = given.is_floating_point and tensor.dtype.is_floating_point
+        if given != tensor.dtype and (same_dtype or not are_floats):
+            raise CheckpointError(f"{path}: {name} is {given}, expected {tensor.dtype}")
