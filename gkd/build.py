@@ -1,0 +1,219 @@
+"""From a config to objects: the only module that knows both."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gkd.core.config import build_part
+from gkd.core.errors import CheckpointError, ConfigError
+from gkd.data import DATASETS, PairSet
+from gkd.distill import GROUPINGS, LOSSES
+from gkd.heads import HEADS, MARGINS, SoftmaxHead
+from gkd.inference.teacher import Teacher
+from gkd.models import Backbone, InputSpec, create_backbone, load_head, load_student
+from gkd.schema import TrainRun
+from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm, Margin
+from gkd.train.optim import build_sgd
+from gkd.train.schedule import SCHEDULES, Schedule
+from gkd.train.trainer import LoopSettings
+
+logger = logging.getLogger(__name__)
+
+STUDENT_FILE = Path("weights/student.pt")
+HEAD_FILE = Path("weights/head.pt")
+
+
+@dataclass(frozen=True)
+class TeacherParts:
+    """A teacher with the margin that it was trained with."""
+
+    teacher: Teacher
+    margin: Any
+
+
+def build_dataset(config: TrainRun) -> Any:
+    """The training data set."""
+    return build_part(config.data.train, DATASETS)
+
+
+def build_pair_sets(paths: tuple[Path, ...]) -> dict[str, PairSet]:
+    """The verification sets at `paths` by name.
+
+    Raises:
+        ConfigError: two files have the same name, so that their figures could not be told apart.
+    """
+    sets: dict[str, PairSet] = {}
+    for path in paths:
+        pair_set = PairSet.load(path)
+        if pair_set.name in sets:
+            raise ConfigError(f"evaluation.sets: two sets are named {pair_set.name!r}; rename one of the files")
+        sets[pair_set.name] = pair_set
+    return sets
+
+
+def build_backbone(config: TrainRun) -> Backbone:
+    """The backbone to be trained."""
+    arguments = dict(config.backbone.arguments())
+    return create_backbone(config.backbone.name, **arguments)
+
+
+def build_input_spec(config: TrainRun) -> InputSpec:
+    """The input convention of the backbone to be trained."""
+    return InputSpec(color=config.input.color, mean=config.input.mean, std=config.input.std)
+
+
+def build_head(config: TrainRun, embedding_dim: int, num_classes: int) -> SoftmaxHead:
+    """The head to be trained."""
+    head: SoftmaxHead = build_part(config.head, HEADS, embedding_dim, num_classes)
+    return head
+
+
+def build_margin(config: TrainRun) -> Margin:
+    """The margin of the classification loss."""
+    margin: Margin = build_part(config.margin, MARGINS)
+    return margin
+
+
+def margin_values(config: TrainRun) -> dict[str, Any]:
+    """The margin as plain values, as head files keep it."""
+    return {"name": config.margin.name, **config.margin.arguments()}
+
+
+def build_terms(config: TrainRun) -> list[DistillTerm]:
+    """The distillation terms; two of the same loss are numbered apart in the logs."""
+    terms: list[DistillTerm] = []
+    for term in config.distill:
+        same = sum(earlier.name.split("_")[0] == term.loss.name for earlier in terms)
+        terms.append(
+            DistillTerm(
+                name=term.loss.name if same == 0 else f"{term.loss.name}_{same + 1}",
+                loss=build_part(term.loss, LOSSES, tables={"grouping": GROUPINGS}),
+                weight=term.weight,
+                warmup_epochs=term.warmup_epochs,
+                student_margin=term.student_margin,
+                teacher_margin=term.teacher_margin,
+            )
+        )
+    return terms
+
+
+def build_teacher(config: TrainRun, dataset: Any) -> TeacherParts:
+    """The teacher of a finished run, whose classes must be those of `dataset`.
+
+    Raises:
+        CheckpointError: a file of it is missing or damaged, or its classes are not those of the training data.
+    """
+    assert config.teacher is not None
+    folder = config.teacher.run
+    backbone, input_spec, _ = load_student(folder / STUDENT_FILE)
+    weights, meta = load_head(folder / HEAD_FILE)
+    require_same_classes(folder / HEAD_FILE, meta, dataset)
+    head = HEADS["softmax"](weights.shape[1], weights.shape[0])
+    head.load_state_dict({"weight": weights})
+    margin = dict(meta["margin"])
+    teacher_margin: Any = MARGINS[margin.pop("name")](**margin)
+    student_scale = getattr(build_margin(config), "scale", None)
+    if student_scale != teacher_margin.scale:
+        logger.warning(
+            "the teacher's logits have scale %s and the student's %s: distillation compares them as they are; set "
+            "margin.scale=%s unless this is meant",
+            teacher_margin.scale,
+            student_scale,
+            teacher_margin.scale,
+        )
+    return TeacherParts(Teacher(backbone, head, input_spec, precision=config.teacher.precision), teacher_margin)
+
+
+def require_same_classes(path: Path, meta: dict[str, Any], dataset: Any) -> None:
+    """Refuse class weights whose classes are not those of `dataset`, by identity names or else by fingerprint."""
+    if meta["num_classes"] != dataset.num_identities:
+        raise CheckpointError(
+            f"{path}: has {meta['num_classes']} classes, the training data have {dataset.num_identities}; a teacher's "
+            "class weights must come from the same class list: train the teacher on these data, or point data.train at "
+            "its data"
+        )
+    names = meta.get("identity_names")
+    if names is not None and dataset.identity_names is not None:
+        for label, (theirs, ours) in enumerate(zip(names, dataset.identity_names, strict=True)):
+            if theirs != ours:
+                raise CheckpointError(
+                    f"{path}: class {label} is {theirs!r} there and {ours!r} in the training data; a teacher's class "
+                    "weights must come from the same class list in the same order"
+                )
+    elif meta["fingerprint"] != dataset.fingerprint:
+        raise CheckpointError(
+            f"{path}: was trained on other data (fingerprint {meta['fingerprint'][:12]}, these have "
+            f"{dataset.fingerprint[:12]}), and there are no identity names on both sides to compare; train the teacher "
+            "on these data, or pack both from named folders"
+        )
+
+
+def build_objective(config: TrainRun, dataset: Any, teacher: TeacherParts | None, steps_per_epoch: int) -> Any:
+    """The objective: classification, or classification with distillation where there is a teacher."""
+    backbone = build_backbone(config)
+    head = build_head(config, backbone.embedding_dim, dataset.num_identities)
+    margin, input_spec = build_margin(config), build_input_spec(config)
+    if teacher is None:
+        return ClassificationObjective(backbone, head, margin, input_spec)
+    return DistillationObjective(
+        backbone, head, margin, input_spec, teacher.teacher, teacher.margin, build_terms(config), steps_per_epoch
+    )
+
+
+def build_optimizer(config: TrainRun, objective: nn.Module) -> torch.optim.SGD:
+    """SGD as `optim` says."""
+    optim = config.optim
+    return build_sgd(
+        objective,
+        lr=optim.lr,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        weight_decay=optim.weight_decay,
+        decay_norm_and_bias=optim.decay_norm_and_bias,
+    )
+
+
+def steps_per_epoch(config: TrainRun, num_images: int) -> int:
+    """Whole batches in an epoch; the images that fill none are left out of it, other ones in every epoch."""
+    if config.train.batch_size > num_images:
+        raise ConfigError(
+            f"train.batch_size: {config.train.batch_size} is larger than the training data, {num_images} images; "
+            "lower it"
+        )
+    return num_images // config.train.batch_size
+
+
+def build_schedule(config: TrainRun, num_images: int) -> Schedule:
+    """The learning rate of every step."""
+    per_epoch = steps_per_epoch(config, num_images)
+    return Schedule(
+        build_part(config.schedule.decay, SCHEDULES),
+        lr=config.optim.lr,
+        total_steps=per_epoch * config.train.epochs,
+        steps_per_epoch=per_epoch,
+        warmup_epochs=config.schedule.warmup_epochs,
+        warmup_start_lr=config.schedule.warmup_start_lr,
+    )
+
+
+def build_settings(config: TrainRun, num_images: int) -> LoopSettings:
+    """The loop's settings; saving and evaluating fall on the end of an epoch unless told otherwise."""
+    per_epoch = steps_per_epoch(config, num_images)
+    return LoopSettings(
+        total_steps=per_epoch * config.train.epochs,
+        steps_per_epoch=per_epoch,
+        batch_size=config.train.batch_size,
+        micro_batches=config.train.micro_batches,
+        precision=config.train.precision,
+        clip_norm=config.optim.clip_norm,
+        freeze_batch_norm=config.train.freeze_batch_norm,
+        log_every=config.train.log_every,
+        evaluate_every=config.evaluation.every or per_epoch,
+        save_every=config.train.save_every or per_epoch,
+    )

@@ -1,0 +1,68 @@
+"""Makes data: synthetic faces, or a .rec from a folder of images."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from gkd.cli import run_tool
+from gkd.core.log import set_up_logging
+
+_log = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    set_up_logging()
+    return run_tool(lambda: arguments.run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="prepare.py", description=__doc__)
+    tasks = parser.add_subparsers(required=True, metavar="TASK")
+    _add_synthetic(tasks)
+    _add_pack(tasks)
+    return parser
+
+
+def _add_synthetic(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    task = tasks.add_parser("synthetic", help="draw faces into train.rec and eval.bin")
+    task.add_argument("out", type=Path, metavar="OUT", help="the folder to write into")
+    task.add_argument("--num-identities", type=int, default=300, help="identities to train on (%(default)s)")
+    task.add_argument("--images-per-identity", type=int, default=30, help="images of each (%(default)s)")
+    task.add_argument("--eval-identities", type=int, default=200, help="further identities, for pairs (%(default)s)")
+    task.add_argument("--eval-pairs", type=int, default=2000, help="pairs to verify (%(default)s)")
+    task.add_argument("--seed", type=int, default=0, help="every face is a function of it (%(default)s)")
+    task.add_argument("--size", type=int, default=112, help="height and width in pixels (%(default)s)")
+    task.set_defaults(run=_write_synthetic)
+
+
+def _add_pack(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    task = tasks.add_parser("pack", help="write a folder with a sub-folder for each identity into a .rec")
+    task.add_argument("folder", type=Path, metavar="FOLDER", help="aligned images, FOLDER/<identity>/<image>")
+    task.add_argument("out", type=Path, metavar="OUT.rec", help="the file to write")
+    task.set_defaults(run=_pack)
+
+
+def _write_synthetic(arguments: argparse.Namespace) -> None:
+    from gkd.data.synthetic import write_synthetic
+
+    write_synthetic(
+        arguments.out,
+        num_identities=arguments.num_identities,
+        images_per_identity=arguments.images_per_identity,
+        eval_identities=arguments.eval_identities,
+        eval_pairs=arguments.eval_pairs,
+        seed=arguments.seed,
+        size=arguments.size,
+    )
+    _log.info("synthetic faces are in %s", arguments.out)
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from gkd.data import pack_folder
+
+    num_images = pack_folder(arguments.folder, arguments.out)
+    _log.info("packed %d images into %s", num_images, arguments.out)

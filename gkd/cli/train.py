@@ -1,0 +1,211 @@
+"""`tools/train.py CONFIG [key=value ...] [--dry-run]`: train a teacher, a control or a distilled student."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gkd import build
+from gkd.cli import run_tool
+from gkd.cli.plan import format_plan
+from gkd.core import distributed
+from gkd.core.config import dump_yaml, load_config, to_plain
+from gkd.core.log import set_up_logging
+from gkd.data import PairSet
+from gkd.data.loader import TrainLoader
+from gkd.inference.check_teacher import check_teacher
+from gkd.inference.embed import evaluate_pairs
+from gkd.models import save_head, save_student
+from gkd.schema import TrainRun
+from gkd.train.checkpoint import Checkpoints
+from gkd.train.metrics import RunLog
+from gkd.train.run_folder import choose_checkpoint, locked, record_start, require_same_run
+from gkd.train.state import environment, random_state, restore_random_state, run_tensors
+from gkd.train.stop import StopOnSignal
+from gkd.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+EXAMPLE = """example:
+  python tools/train.py configs/quickstart/gkd.yaml optim.lr=0.05 run.folder=runs/mine
+  torchrun --nproc-per-node 8 tools/train.py configs/distill/mobilefacenet_ms1mv2_gkd_from_iresnet100.yaml
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="tools/train.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan without training")
+    arguments = parser.parse_intermixed_args(argv)
+    return run_tool(lambda: _train_or_plan(arguments))
+
+
+def _train_or_plan(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, TrainRun, arguments.overrides)
+    if arguments.dry_run:
+        text, is_ready = format_plan(config)
+        sys.stdout.write(text)
+        return 0 if is_ready else 2
+    with distributed.process_group(config.train.timeout_minutes):
+        set_up_logging(distributed.rank())
+        with locked(config.run.folder):
+            distributed.barrier()  # after this every rank knows that the folder exists and is ours
+            return Run(config, sys.argv).train()
+
+
+class Run:
+    """One training run, put together from its config."""
+
+    def __init__(self, config: TrainRun, command: Sequence[str]) -> None:
+        self.config = config
+        self.command = command
+        self.device = distributed.device()
+        self.folder = config.run.folder
+        torch.manual_seed(config.run.seed)
+        self.dataset = build.build_dataset(config)
+        self.pair_sets = build.build_pair_sets(config.evaluation.sets)
+        teacher = build.build_teacher(config, self.dataset) if config.teacher else None
+        self.settings = build.build_settings(config, len(self.dataset))
+        self.objective = build.build_objective(config, self.dataset, teacher, self.settings.steps_per_epoch).to(
+            self.device
+        )
+        if teacher is not None:
+            teacher.teacher.to(self.device)
+            self._check_teacher(teacher.teacher)
+        self.optimizer = build.build_optimizer(config, self.objective)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=config.train.keep_last)
+        self.values = {
+            "config": to_plain(config),
+            "fingerprint": self.dataset.fingerprint,
+            "environment": environment(),
+        }
+
+    def train(self) -> int:
+        """Train to the end; returns 0, or 128 + the signal that stopped the run."""
+        start_step = self._resume()
+        if distributed.rank() == 0:
+            record_start(self.folder, dump_yaml(self.config), self.command, self.values["environment"])
+        logger.info(
+            "%d images of %d identities, %d steps of %d images, %d process(es) on %s, starting at step %d",
+            len(self.dataset),
+            self.dataset.num_identities,
+            self.settings.total_steps,
+            self.settings.batch_size,
+            distributed.world_size(),
+            self.device.type,
+            start_step,
+        )
+        with StopOnSignal() as stop, self._loader(start_step) as loader, RunLog(self.folder, start_step) as run_log:
+            trainer = Trainer(
+                self.objective,
+                self.optimizer,
+                build.build_schedule(self.config, len(self.dataset)),
+                self.settings,
+                device=self.device,
+                run_log=run_log,
+                evaluate=self._evaluate,
+                save=self._save,
+                stop=stop,
+            )
+            done = trainer.fit(loader, start_step)
+        self._write_weights(done)
+        logger.info("weights: %s   TensorBoard: tensorboard --logdir %s", self.folder / build.STUDENT_FILE, self.folder)
+        return 0 if done == self.settings.total_steps else 128 + stop.signal_number
+
+    def _check_teacher(self, teacher: Any) -> None:
+        settings = self.config.teacher
+        assert settings is not None
+        check_teacher(
+            teacher,
+            PairSet.load(settings.check_pairs),
+            self.dataset,
+            min_accuracy=settings.min_accuracy,
+            min_train_rank1=settings.min_train_rank1,
+            num_samples=settings.check_samples,
+            device=self.device,
+        )
+
+    def _loader(self, start_step: int) -> TrainLoader:
+        data = self.config.data
+        return TrainLoader(
+            self.dataset,
+            batch_size=self.settings.batch_size,
+            seed=self.config.run.seed,
+            image_size=self.objective.backbone.input_size,
+            num_workers=data.workers,
+            num_micro_batches=self.settings.micro_batches,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            flip_probability=data.flip_probability,
+            on_bad_record=data.on_bad_record,
+            start_step=start_step,
+            total_steps=self.settings.total_steps,
+            timeout_seconds=data.timeout_seconds,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _resume(self) -> int:
+        resume = self.config.train.resume
+        path = choose_checkpoint(resume, self.checkpoints, self.folder)
+        path = distributed.broadcast_object(path)
+        if path is None:
+            return 0
+        saved = self.checkpoints.load(path, run_tensors(self.objective, self.optimizer))
+        require_same_run(path, saved, self.values, is_explicit=resume not in ("auto", "never"))
+        step = int(saved["step"])
+        restore_random_state(saved["random_state"], self.config.run.seed, step)
+        logger.info("resuming from %s", path)
+        return step
+
+    def _save(self, step: int, score: float | None) -> None:
+        values = {**self.values, "step": step, "random_state": random_state()}
+        self.checkpoints.save(step, run_tensors(self.objective, self.optimizer), values, score=score)
+        self._write_weights(step)
+
+    def _write_weights(self, step: int) -> None:
+        """Write the backbone and the class weights for use outside of the run; rank 0 only."""
+        if distributed.rank() != 0:
+            return
+        extra = {"step": step, "total_steps": self.settings.total_steps}
+        save_student(self.folder / build.STUDENT_FILE, self.objective.backbone, self.objective.input_spec, extra)
+        names = self.dataset.identity_names
+        meta = {
+            "num_classes": self.dataset.num_identities,
+            "fingerprint": self.dataset.fingerprint,
+            "identity_names": None if names is None else list(names),
+            "margin": build.margin_values(self.config),
+            **extra,
+        }
+        save_head(self.folder / build.HEAD_FILE, self.objective.head.weight.detach().cpu(), meta)
+
+    def _evaluate(self) -> tuple[dict[str, float], float | None]:
+        """Figures of the student on every set, and their mean accuracy as the score."""
+        values: dict[str, float] = {}
+        for name, pair_set in self.pair_sets.items():
+            result = evaluate_pairs(
+                self.objective.backbone,
+                self.objective.input_spec,
+                pair_set,
+                flip=self.config.evaluation.flip,
+                batch_size=self.config.evaluation.batch_size,
+                device=self.device,
+                name=name,
+            )
+            values[f"eval/{name}/accuracy"] = result.accuracy
+            values[f"eval/{name}/accuracy_std"] = result.accuracy_std
+            values[f"eval/{name}/auc"] = result.auc
+            for target, rate in result.tar_at_far.items():
+                if rate is not None:
+                    values[f"eval/{name}/tar@far={target:g}"] = rate
+        accuracies = [value for name, value in values.items() if name.endswith("/accuracy")]
+        return values, sum(accuracies) / len(accuracies) if accuracies else None

@@ -1,0 +1,1 @@
+"""Frozen networks over data: embeddings, teachers."""

@@ -1,0 +1,46 @@
+"""A frozen network with its class weights: what a student learns from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from gkd.core.types import Batch, Views
+from gkd.heads import SoftmaxHead
+from gkd.models import InputSpec
+
+
+class Teacher(nn.Module):
+    """A backbone and its head, frozen for good.
+
+    It stays in eval mode whatever `train()` is asked, has no gradient, and runs under `torch.no_grad`. Whoever holds
+    one keeps it out of DDP and of checkpoints.
+    """
+
+    head: SoftmaxHead
+
+    def __init__(
+        self, backbone: nn.Module, head: SoftmaxHead, input_spec: InputSpec, precision: Literal["fp32", "bf16"] = "fp32"
+    ) -> None:
+        super().__init__()
+        self.precision = precision
+        self.backbone = backbone
+        self.head = head
+        self.input_spec = input_spec
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in eval mode; `mode` is ignored."""
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Views:
+        """Embeddings (N, D) and cosines to the class weights (N, C), as `Views.logits` without scale or margin."""
+        is_low = self.precision == "bf16"
+        with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=is_low):
+            embeddings = self.backbone(self.input_spec.convert(batch.images))
+        return Views(embeddings=embeddings, logits=self.head.cosine(embeddings))

@@ -1,0 +1,186 @@
+"""Every key of every YAML file, with its meaning. Settings of Parts are in the classes that their names stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gkd.core.config import ConfigModel, FilePath, Part, PartOf
+from gkd.data import DATASETS
+from gkd.distill import GROUPINGS, LOSSES, Grouping
+from gkd.heads import HEADS, MARGINS
+from gkd.models import BACKBONES, InputSpec
+from gkd.models.timm_adapter import TimmBackbone
+from gkd.train.schedule import SCHEDULES
+
+DataPart = Annotated[Part, PartOf(DATASETS, "dataset", include=["path"])]
+BackbonePart = Annotated[Part, PartOf(BACKBONES, "backbone", open_prefixes={"timm:": (TimmBackbone, "model")})]
+HeadPart = Annotated[Part, PartOf(HEADS, "head")]
+MarginPart = Annotated[Part, PartOf(MARGINS, "margin", is_checked=True)]
+LossPart = Annotated[Part, PartOf(LOSSES, "loss", nested={Grouping: GROUPINGS}, is_checked=True)]
+DecayPart = Annotated[Part, PartOf(SCHEDULES, "decay", is_checked=True)]
+
+Precision = Literal["fp32", "bf16"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+PixelValue = Annotated[float, Field(ge=0, le=255)]
+PixelDeviation = Annotated[float, Field(gt=0, le=255)]
+
+
+class RunSettings(ConfigModel):
+    """Where a run lives and what its random numbers start from."""
+
+    folder: FilePath = Field(description="folder of the run: config, logs, checkpoints, weights")
+    seed: int = Field(default=1024, ge=0, lt=2**32, description="start of every random number of the run")
+
+
+class DataSettings(ConfigModel):
+    """Training images and how they are read."""
+
+    train: DataPart = Field(description="training images: recordio (a .rec file) or folder (one folder an identity)")
+    workers: int = Field(
+        default=2, ge=0, le=256, description="processes that decode images, per rank; 0 decodes in the loop"
+    )
+    flip_probability: Fraction = Field(default=0.5, description="share of images mirrored left to right")
+    on_bad_record: Literal["raise", "skip"] = Field(
+        default="raise", description="what an unreadable image does to the run"
+    )
+    timeout_seconds: float = Field(default=600.0, gt=0, description="longest wait for a worker before the run stops")
+
+
+class InputSettings(ConfigModel):
+    """The student's input conversion: (pixel - mean) / std in the channel order it takes."""
+
+    color: Literal["rgb", "bgr"] = Field(default=InputSpec.color, description="channel order that the network takes")
+    mean: tuple[PixelValue, PixelValue, PixelValue] = Field(
+        default=InputSpec.mean, description="per channel, in 0..255 units"
+    )
+    std: tuple[PixelDeviation, PixelDeviation, PixelDeviation] = Field(
+        default=InputSpec.std, description="per channel, in 0..255 units"
+    )
+
+
+class TeacherSettings(ConfigModel):
+    """A frozen, finished network to distil from, and the proof it must give before the first step."""
+
+    run: FilePath = Field(description="folder of the teacher's finished run, with its student.pt and head.pt")
+    check_pairs: FilePath = Field(description="pair set (.bin) on which the teacher must verify faces")
+    min_accuracy: Fraction = Field(description="verification accuracy that the teacher must reach, a fraction")
+    min_train_rank1: Fraction = Field(description="share of training images whose own class must rank first")
+    check_samples: int = Field(default=1000, ge=1000, description="training images that the rank-1 check looks at")
+    precision: Precision = Field(default="fp32", description="arithmetic of the teacher's forward pass")
+
+
+class DistillTerm(ConfigModel):
+    """One distillation loss of the total."""
+
+    loss: LossPart = Field(description="which distillation loss")
+    weight: NotNegative = Field(default=1.0, description="factor of the loss in the total, after warm-up")
+    warmup_epochs: int = Field(
+        default=10, ge=0, description="epochs over which the weight rises from 0; 0 is full at once"
+    )
+    student_margin: bool = Field(default=True, description="keep the margin on the student's distilled logits")
+    teacher_margin: bool = Field(default=True, description="keep the margin on the teacher's distilled logits")
+
+
+class OptimSettings(ConfigModel):
+    """Stochastic gradient descent and gradient clipping."""
+
+    lr: float = Field(gt=0, description="base learning rate, at the global batch size")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum")
+    nesterov: bool = Field(default=True, description="Nesterov's form of momentum; no effect where momentum is 0")
+    weight_decay: NotNegative = Field(default=5e-4, description="weight decay, added to the gradient")
+    decay_norm_and_bias: bool = Field(default=False, description="also decay norms, biases and PReLU slopes")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        default=5.0, description="largest L2 norm of the gradient over backbone and head; null does not clip"
+    )
+
+
+class ScheduleSettings(ConfigModel):
+    """The learning rate over the run."""
+
+    decay: DecayPart = Field(default="cosine", validate_default=True, description="how the rate falls after warm-up")
+    warmup_epochs: NotNegative = Field(default=0.0, description="epochs of linear warm-up; fractions are allowed")
+    warmup_start_lr: NotNegative = Field(default=0.0, description="learning rate that the warm-up starts from")
+
+
+class TrainSettings(ConfigModel):
+    """The loop."""
+
+    epochs: PositiveInt = Field(description="passes over the training images")
+    batch_size: PositiveInt = Field(description="images per step over all ranks")
+    micro_batches: PositiveInt = Field(default=1, description="parts that each rank's share of a batch is computed in")
+    precision: Precision = Field(default="fp32", description="arithmetic of the student; the head is always fp32")
+    freeze_batch_norm: bool = Field(default=False, description="keep the batch norms at their stored statistics")
+    log_every: PositiveInt = Field(default=10, description="steps between two lines of the log")
+    save_every: PositiveInt | None = Field(default=None, description="steps between checkpoints; null is once an epoch")
+    keep_last: PositiveInt = Field(default=2, description="checkpoints kept; older ones are removed")
+    resume: Annotated[str, Field(min_length=1)] = Field(
+        default="auto", description="auto (the newest checkpoint, if any), never, or the path of a checkpoint"
+    )
+    timeout_minutes: float = Field(default=10.0, gt=0, description="longest wait for another rank before the run stops")
+
+    @classmethod
+    def cross_checks(cls, raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """A batch must fill its micro-batches."""
+        batch_size, micro_batches = raw.get("batch_size"), raw.get("micro_batches", 1)
+        if isinstance(batch_size, int) and isinstance(micro_batches, int) and 1 <= batch_size < micro_batches:
+            yield "micro_batches", f"{micro_batches} micro-batches cannot share a batch of {batch_size} images"
+
+
+class EvaluationSettings(ConfigModel):
+    """Verification during and after training."""
+
+    sets: tuple[FilePath, ...] = Field(
+        default=(), description="pair sets (.bin) to verify on; each is named by its file"
+    )
+    every: PositiveInt | None = Field(default=None, description="steps between evaluations; null is once an epoch")
+    flip: bool = Field(default=True, description="add the embedding of the mirrored image")
+    batch_size: PositiveInt = Field(default=64, description="images embedded at once")
+
+
+class TrainRun(ConfigModel):
+    """A training run: a teacher, an undistilled student or a distilled one."""
+
+    run: RunSettings = Field(description="where the run lives")
+    data: DataSettings = Field(description="training images")
+    backbone: BackbonePart = Field(description="the network that is trained")
+    input: InputSettings = Field(default=InputSettings(), description="how the network takes its pixels")
+    head: HeadPart = Field(default="softmax", validate_default=True, description="embeddings to class scores")
+    margin: MarginPart = Field(description="class scores to logits")
+    teacher: TeacherSettings | None = Field(default=None, description="the network to distil from; goes with `distill`")
+    distill: tuple[DistillTerm, ...] = Field(default=(), description="distillation losses; goes with `teacher`")
+    optim: OptimSettings = Field(description="the optimiser, with its learning rate")
+    schedule: ScheduleSettings = Field(default=ScheduleSettings(), description="the learning rate over the run")
+    train: TrainSettings = Field(description="length of the run and size of a batch")
+    evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="verification during the run")
+
+    @classmethod
+    def cross_checks(cls, raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """`teacher` and `distill` go together, and warm-up ends within the run."""
+        if raw.get("distill") and raw.get("teacher") is None:
+            yield "distill", "needs `teacher`, which is not set: add it, or remove `distill` to train without one"
+        if raw.get("teacher") is not None and not raw.get("distill"):
+            yield "teacher", "is set, but `distill` has no loss that uses it: add one, or remove `teacher`"
+        warmup_epochs, epochs = _number(raw, "schedule", "warmup_epochs"), _number(raw, "train", "epochs")
+        if warmup_epochs is not None and epochs is not None and warmup_epochs >= epochs > 0:
+            yield "schedule", f"warmup_epochs {warmup_epochs} must be below train.epochs, which is {epochs}"
+
+
+class EvalRun(ConfigModel):
+    """An evaluation of finished weights."""
+
+    weights: FilePath = Field(description="student.pt of a run")
+    sets: Annotated[tuple[FilePath, ...], Field(min_length=1)] = Field(description="pair sets (.bin) to verify on")
+    flip: bool = Field(default=True, description="add the embedding of the mirrored image")
+    batch_size: PositiveInt = Field(default=64, description="images embedded at once")
+    json_path: FilePath | None = Field(default=None, description="file that the figures are written to as JSON")
+
+
+def _number(raw: Mapping[str, Any], section: str, key: str) -> float | None:
+    values = raw.get(section)
+    value = values.get(key) if isinstance(values, Mapping) else None
+    return value if isinstance(value, int | float) else None

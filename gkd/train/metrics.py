@@ -1,0 +1,109 @@
+"""A run's figures: summed on the device, reduced over the ranks once an interval, written as JSONL and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from gkd.core import distributed
+from gkd.core.files import atomic_write
+
+
+class MetricSums:
+    """Weighted sums of scalars since the last reading, kept on the device so that adding never waits for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor], count: int) -> None:
+        """Add the means `values` of `count` samples."""
+        for name, value in values.items():
+            weighted = value.detach().float() * count
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def reduce(self) -> dict[str, float]:
+        """The means over all samples of all ranks since the last call, then start again. One host read."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name] for name in names]).double()
+        counts = torch.tensor([self._counts[name] for name in names], dtype=torch.float64, device=sums.device)
+        reduced = distributed.all_reduce_sum(torch.stack([sums, counts]))
+        self._sums, self._counts = {}, {}
+        return dict(zip(names, (reduced[0] / reduced[1]).tolist(), strict=True))
+
+
+class RunLog:
+    """`metrics.jsonl` and TensorBoard files of a run; on ranks other than 0 every call does nothing.
+
+    A resumed run continues both: lines and points at or after `start_step`, written by a run that was killed after its
+    last checkpoint, are dropped, for the resumed run writes them again.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        self._is_writer = distributed.rank() == 0
+        if not self._is_writer:
+            return
+        self._path = folder / "metrics.jsonl"
+        if self._path.exists():
+            _keep_lines_before(self._path, start_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record `values` as those reached after `step` steps."""
+        if not self._is_writer:
+            return
+        line: dict[str, Any] = {"step": step, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        if self._is_writer:
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(path: Path, name: str) -> tuple[list[int], list[float]]:
+    """The steps and values of metric `name` in a `metrics.jsonl`."""
+    steps, values = [], []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if name in record:
+            steps.append(int(record["step"]))
+            values.append(float(record[name]))
+    return steps, values
+
+
+def _keep_lines_before(path: Path, start_step: int) -> None:
+    """Keep the lines of steps up to `start_step`; a line cut short by a kill is dropped too."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= start_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,183 @@
+"""A run's folder: one run at a time in it, and everything needed to tell, repeat or continue that run.
+
+<folder>/config.yaml       the resolved config; alone it reruns the run
+<folder>/run.json          command line, git commit, versions, one entry a start
+<folder>/metrics.jsonl     every logged figure
+<folder>/tensorboard/      the same for TensorBoard
+<folder>/checkpoints/      one folder a step
+<folder>/weights/          student.pt (the trained backbone) and head.pt (its class weights)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gkd.core import distributed
+from gkd.core.errors import CheckpointError, ConfigError, GkdError
+from gkd.core.files import atomic_write
+from gkd.train.checkpoint import Checkpoints
+
+logger = logging.getLogger(__name__)
+
+# Settings that may differ when a run goes on: they change where, how often or how fast, not what is computed.
+FREE_TO_CHANGE = (
+    "run.folder",
+    "data.train.path",
+    "data.workers",
+    "data.timeout_seconds",
+    "train.log_every",
+    "train.save_every",
+    "train.keep_last",
+    "train.resume",
+    "train.timeout_minutes",
+    "evaluation",
+    "teacher.run",
+    "teacher.check_pairs",
+    "teacher.check_samples",
+    "teacher.min_accuracy",
+    "teacher.min_train_rank1",
+)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this run; the lock falls with the process, however it ends.
+
+    Raises:
+        GkdError: another run holds it, or the folder cannot be written.
+    """
+    if distributed.rank() != 0:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise GkdError(f"run.folder: cannot write in {folder}: {error.strerror}; choose another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise GkdError(
+                f"run.folder: another run is writing in {folder}; wait for it, or choose another folder"
+            ) from error
+        yield
+
+
+def choose_checkpoint(resume: str | Path, checkpoints: Checkpoints, folder: Path) -> Path | None:
+    """The checkpoint to continue from, or None to start anew.
+
+    Raises:
+        ConfigError: `never` in a folder that holds a run. CheckpointError: a path that holds no whole checkpoint.
+    """
+    if resume == "auto":
+        return checkpoints.latest()
+    if resume == "never":
+        if checkpoints.latest() is not None:
+            raise ConfigError(
+                f"train.resume=never: {folder} already holds a run, which would be lost; choose another run.folder, "
+                "or remove it"
+            )
+        return None
+    path = Path(resume)
+    if (path / "complete.json").exists():
+        return path
+    inside = path if path.name == "checkpoints" else path / "checkpoints"
+    latest = Checkpoints(inside).latest() if inside.is_dir() else None
+    if latest is None:
+        raise CheckpointError(
+            f"train.resume: {path} is no whole checkpoint and no run folder with one; give a folder such as "
+            f"{folder}/checkpoints/step_00001000, or auto"
+        )
+    return latest
+
+
+def require_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any], *, is_explicit: bool) -> None:
+    """Refuse to continue another run's checkpoint as if it were this one's.
+
+    `saved` and `now` hold `config` (plain), `fingerprint` (of the training data) and `environment`. Other data, another
+    seed or batch size would repeat or lose samples and are always refused; other differences are refused where the
+    checkpoint was found by itself and only told where the user named it.
+    """
+    if saved["fingerprint"] != now["fingerprint"]:
+        raise CheckpointError(
+            f"{path}: was saved while training on other data; resume with the same data, or start a new run"
+        )
+    changed = _differences(saved["config"], now["config"])
+    fixed = {key for key in changed if key in ("run.seed", "train.batch_size", "train.micro_batches")}
+    if changed and (fixed or not is_explicit):
+        listed = "; ".join(f"{key}: {changed[key][0]!r} there, {changed[key][1]!r} now" for key in sorted(changed))
+        raise ConfigError(
+            f"{path} belongs to a run with other settings ({listed}); choose another run.folder, or restore them"
+        )
+    for key, (before, after) in sorted(changed.items()):
+        logger.warning("resuming with %s=%r, which was %r", key, after, before)
+    for key, value in now["environment"].items():
+        if saved["environment"].get(key) != value:
+            logger.warning(
+                "resuming with %s=%r, which was %r: the result is no longer bit-identical to an uninterrupted run",
+                key,
+                value,
+                saved["environment"].get(key),
+            )
+
+
+def record_start(folder: Path, config_yaml: str, command: Sequence[str], environment: Mapping[str, Any]) -> None:
+    """Write `config.yaml` and add this start to `run.json`; rank 0 only."""
+    if distributed.rank() != 0:
+        return
+    with atomic_write(folder / "config.yaml") as temporary:
+        temporary.write_text(config_yaml, encoding="utf-8")
+    path = folder / "run.json"
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    starts.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": list(command),
+            "git_commit": git_commit(),
+            "python": sys.version.split()[0],
+            **environment,
+        }
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(starts, indent=2) + "\n", encoding="utf-8")
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with `-dirty` where tracked files differ from it; None outside git."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def _differences(before: Any, after: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """The leaves in which two plain configs differ, but for those that are free to change."""
+    if any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE):
+        return {}
+    if isinstance(before, dict) and isinstance(after, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for name in sorted({*before, *after}):
+            found |= _differences(before.get(name), after.get(name), f"{key}.{name}" if key else name)
+        return found
+    return {} if before == after else {key: (before, after)}

@@ -1,0 +1,300 @@
+"""The training loop: batch, losses, backward, clip, finite, step; now and then log, evaluate, save."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gkd.core import distributed
+from gkd.core.errors import GkdError
+from gkd.core.types import Batch, Losses
+from gkd.data.loader import RawBatch
+from gkd.data.transforms import flip_on_device
+from gkd.train.metrics import MetricSums, RunLog
+from gkd.train.optim import clip_gradients, freeze_batch_norm, set_lr
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Objective(Protocol):
+    """A batch becomes named losses; `step` is set before each."""
+
+    step: int
+
+    def __call__(self, batch: Batch) -> Losses: ...
+
+
+class Stop(Protocol):
+    """Whether the user or the machine asked this process to stop, as the number of the signal, else 0."""
+
+    signal_number: int
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """The loop's plain settings; steps are optimiser steps, `batch_size` counts the images of a step on all ranks."""
+
+    total_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    micro_batches: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip_norm: float | None = None
+    freeze_batch_norm: bool = False
+    log_every: int = 10
+    evaluate_every: int | None = None
+    save_every: int | None = None
+
+
+@dataclass
+class _Clock:
+    """Wall time since the last log, and the part of it that was spent waiting for data."""
+
+    started: float = field(default_factory=time.perf_counter)
+    data_seconds: float = 0.0
+    num_images: int = 0
+    num_steps: int = 0
+
+
+class Trainer:
+    """Runs an objective over a loader.
+
+    `evaluate(step)` gives figures to log and a score to keep checkpoints by; `save(step, score)` keeps the state. Both
+    are collective. The learning rate is `schedule(step)`.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        settings: LoopSettings,
+        *,
+        device: torch.device,
+        run_log: RunLog,
+        evaluate: Callable[[], tuple[dict[str, float], float | None]],
+        save: Callable[[int, float | None], None],
+        stop: Stop,
+    ) -> None:
+        self.objective = objective
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.settings = settings
+        self.device = device
+        self.run_log = run_log
+        self.evaluate = evaluate
+        self.save = save
+        self.stop = stop
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.model = _wrap(objective, device)
+        self.sums = MetricSums()
+        self.clock = _Clock()
+        self.num_replaced = 0
+        self.has_warned = False
+
+    def fit(self, loader: Iterable[RawBatch], start_step: int) -> int:
+        """Train from `start_step` to the end, or until asked to stop; returns the number of steps done in all."""
+        settings = self.settings
+        batches = iter(loader)
+        self._train_mode()
+        self.clock = _Clock()
+        for step in range(start_step, settings.total_steps):
+            set_lr(self.optimizer, self.schedule(step))
+            self._step(step, batches)
+            done = step + 1
+            is_last = done == settings.total_steps
+            if done % settings.log_every == 0 or is_last:
+                self._log(done)
+            stop_signal = self._agreed_stop()
+            score = None
+            if is_last or _is_due(done, settings.evaluate_every):
+                score = self._evaluate(done)
+            if is_last or stop_signal or _is_due(done, settings.save_every):
+                self._save(done, score)
+            if stop_signal and not is_last:
+                logger.warning("asked to stop: saved after step %d of %d", done, settings.total_steps)
+                return done
+        return settings.total_steps
+
+    def _step(self, step: int, batches: Iterator[RawBatch]) -> None:
+        """One optimiser step over all micro-batches; nothing is updated where a loss or gradient is not finite."""
+        objective: Any = self.objective
+        objective.step = step
+        self.optimizer.zero_grad(set_to_none=True)
+        seen: list[Losses] = []
+        for index in range(self.settings.micro_batches):
+            batch = self._next_batch(batches)
+            with self._no_sync_before(index):
+                seen.append(self._forward_backward(batch))
+        norm = clip_gradients(self.parameters, self.settings.clip_norm)
+        self._require_finite(step, norm, seen)
+        self.optimizer.step()
+        self.sums.add({"optim/gradient_norm": norm}, 1)
+        self.clock.num_images += self.settings.batch_size
+        self.clock.num_steps += 1
+
+    def _next_batch(self, batches: Iterator[RawBatch]) -> Batch:
+        started = time.perf_counter()
+        raw = next(batches)
+        self.clock.data_seconds += time.perf_counter() - started
+        for description in raw.replaced:
+            logger.warning("replaced a record that does not decode: %s", description)
+        self.num_replaced += len(raw.replaced)
+        return to_device(raw, self.device)
+
+    def _forward_backward(self, batch: Batch) -> Losses:
+        """Add this micro-batch's gradient, weighted so that the sum over ranks and micro-batches is the global mean.
+
+        DDP averages over ranks, so the local mean of n images counts n * world_size / batch_size.
+        """
+        settings = self.settings
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+            losses: Losses = self.model(batch)
+        share = len(batch) * distributed.world_size() / settings.batch_size
+        torch.autograd.backward(losses.total * share)
+        named = {f"loss/{name}": part for name, part in losses.parts.items()} | {"loss/total": losses.total}
+        named |= {f"stats/{name}": value for name, value in losses.stats.items()}
+        self.sums.add(named, len(batch))
+        return losses
+
+    def _no_sync_before(self, index: int) -> AbstractContextManager[None]:
+        """DDP reduces gradients with the last micro-batch only."""
+        if isinstance(self.model, DistributedDataParallel) and index < self.settings.micro_batches - 1:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _require_finite(self, step: int, norm: Tensor, seen: list[Losses]) -> None:
+        """Raise before the update if anything is not finite. The gradients are equal on all ranks, so all agree."""
+        if bool(torch.isfinite(norm)):
+            return
+        bad = sorted({name for losses in seen for name, part in losses.parts.items() if not bool(torch.isfinite(part))})
+        what = f"the loss {', '.join(bad)} is" if bad else "the gradient is (all losses of this rank are finite)"
+        raise GkdError(
+            f"step {step}: {what} not finite; nothing was updated, and the last checkpoint is good. Lower optim.lr, "
+            "set optim.clip_norm, or use train.precision=fp32, then run the same command to continue"
+        )
+
+    def _log(self, done: int) -> None:
+        clock, settings = self.clock, self.settings
+        elapsed = max(time.perf_counter() - clock.started, 1e-9)
+        values = self.sums.reduce()
+        if not all(abs(value) < float("inf") for name, value in values.items() if name.startswith("loss/")):
+            bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+            raise GkdError(
+                f"step {done - 1}: {', '.join(bad)} not finite in the last {clock.num_steps} steps; lower optim.lr"
+            )
+        values |= {
+            "optim/lr": self.schedule(done - 1),
+            "epoch": done / settings.steps_per_epoch,
+            "time/step_seconds": elapsed / max(1, clock.num_steps),
+            "time/data_share": clock.data_seconds / elapsed,
+            "time/images_per_second": clock.num_images / elapsed,
+            "data/num_replaced": float(self.num_replaced),
+        }
+        self._warn_of_empty_secondary(values)
+        self.run_log.write(done, values)
+        logger.info("%s", progress_line(done, settings, values))
+        self.clock = _Clock()
+
+    def _warn_of_empty_secondary(self, values: dict[str, float]) -> None:
+        empty = [name for name, value in values.items() if name.endswith("/secondary_size") and value == 0]
+        if empty and not self.has_warned:
+            self.has_warned = True
+            logger.warning(
+                "every class is in Primary, so the grouping drops nothing and Binary is 0 (%s is 0); lower the "
+                "grouping's threshold or k",
+                ", ".join(empty),
+            )
+
+    def _agreed_stop(self) -> int:
+        """The signal that any rank received, known to all, so that all stop after the same step."""
+        if distributed.world_size() == 1:
+            return self.stop.signal_number
+        flag = torch.tensor(float(self.stop.signal_number))
+        return int(distributed.all_reduce_max(flag).item())
+
+    def _evaluate(self, done: int) -> float | None:
+        def evaluate() -> float | None:
+            values, score = self.evaluate()
+            if values:
+                self.run_log.write(done, values)
+                accuracies = [f"{name[5:]} {value:.4f}" for name, value in values.items() if name.endswith("accuracy")]
+                logger.info("step %d  evaluation  %s", done, "  ".join(accuracies))
+            return score
+
+        synchronise_buffers(self.objective)
+        score = self._untimed(evaluate)
+        self._train_mode()
+        return score
+
+    def _save(self, done: int, score: float | None) -> None:
+        synchronise_buffers(self.objective)
+        self._untimed(lambda: self.save(done, score))
+
+    def _untimed(self, function: Callable[[], Result]) -> Result:
+        """Call `function` and keep its time out of the step's figures."""
+        started = time.perf_counter()
+        result = function()
+        self.clock.started += time.perf_counter() - started
+        return result
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.settings.freeze_batch_norm:
+            freeze_batch_norm(self.objective)
+
+
+def to_device(raw: RawBatch, device: torch.device) -> Batch:
+    """Move a micro-batch of (N, H, W, 3) images to `device` and mirror there what `is_flipped` says."""
+    images, labels, sample_ids, is_flipped = (
+        tensor.to(device, non_blocking=True) for tensor in (raw.images, raw.labels, raw.sample_ids, raw.is_flipped)
+    )
+    return Batch(flip_on_device(images.permute(0, 3, 1, 2), is_flipped), labels, sample_ids, is_flipped)
+
+
+def synchronise_buffers(module: nn.Module) -> None:
+    """Give every rank rank 0's buffers, as DDP does before each forward pass, so that all evaluate the same network."""
+    if distributed.world_size() > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def progress_line(done: int, settings: LoopSettings, values: dict[str, float]) -> str:
+    """One line: step, epoch, losses, learning rate, speed, share of time spent waiting for data, time left."""
+    remaining = (settings.total_steps - done) * values["time/step_seconds"]
+    parts = [
+        f"{name.removeprefix('loss/')} {value:.3f}"
+        for name, value in sorted(values.items())
+        if name.startswith("loss/") and name != "loss/total" and not name.endswith("/weighted")
+    ]
+    return (
+        f"step {done}/{settings.total_steps}  epoch {values['epoch']:.2f}  loss {values['loss/total']:.3f} "
+        f"({', '.join(parts)})  lr {values['optim/lr']:.4g}  {values['time/images_per_second']:.0f} img/s  "
+        f"data {100 * values['time/data_share']:.0f} %  left {format_seconds(remaining)}"
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """Hours, minutes and seconds as 1:02:03."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _wrap(objective: nn.Module, device: torch.device) -> nn.Module:
+    if distributed.world_size() == 1:
+        return objective
+    return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def _is_due(done: int, every: int | None) -> bool:
+    return every is not None and done % every == 0

@@ -1,0 +1,218 @@
+"""The evaluation tool on small synthetic pair sets and a small network."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from gkd.cli.eval import find_sets, find_student, main
+from gkd.core.errors import CheckpointError, DataError
+from gkd.data import PairSet
+from gkd.inference.embed import evaluate_pairs
+from gkd.models import InputSpec, create_backbone, load_student, save_student
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The tool sets up the process's logging, which later tests must not see."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    backbone = create_backbone("mobilefacenet_classic", embedding_dim=16, input_size=(32, 32))
+    path = tmp_path_factory.mktemp("run") / "weights" / "student.pt"
+    path.parent.mkdir()
+    save_student(path, backbone, InputSpec())
+    return path
+
+
+def write_pairs(path: Path, num_pairs: int, is_same: np.ndarray | None = None) -> Path:
+    """Random JPEGs; the second image of a same pair is the first at another quality."""
+    generator = np.random.default_rng(len(path.stem))
+    labels = np.arange(num_pairs) % 2 == 0 if is_same is None else is_same
+    images = []
+    for label in labels:
+        first, other = generator.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+        images += [_encode(first, 95), _encode(first if label else other, 80)]
+    PairSet(images, labels).save(path)
+    return path
+
+
+def _encode(pixels: np.ndarray, quality: int) -> bytes:
+    large = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_CUBIC)
+    encoded: np.ndarray = cv2.imencode(".jpg", large, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return encoded.tobytes()
+
+
+def test_table_json_and_plots(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bins = tmp_path / "bins"
+    bins.mkdir()
+    write_pairs(bins / "one.bin", 20)
+    write_pairs(bins / "three.bin", 13)
+    out, plots = tmp_path / "out" / "figures.json", tmp_path / "plots"
+    run_folder = weights.parent.parent
+    arguments = ["--weights", str(run_folder), "--data", str(bins), "--batch-size", "7", "--device", "cpu"]
+    assert main([*arguments, "--json", str(out), "--plots", str(plots)]) == 0
+    title, _, first, second, note = capsys.readouterr().out.splitlines()
+    assert title.split()[:3] == ["set", "pairs", "accuracy"]
+    assert first.split()[:2] == ["one", "20"]
+    assert second.split()[:2] == ["three", "13"]
+    assert note.startswith("three: 13 pairs do not divide into 10 folds")
+    document = json.loads(out.read_text())
+    backbone, spec, _ = load_student(weights)
+    expected = evaluate_pairs(backbone, spec, PairSet.load(bins / "one.bin"), batch_size=7)
+    seconds = document["sets"]["one"].pop("seconds")
+    assert seconds > 0
+    assert document["sets"]["one"] == expected.to_json()
+    assert document["failed"] == {}
+    assert document["weights"] == str(weights)
+    assert document["input"] == {"color": "rgb", "mean": [127.5] * 3, "std": [127.5] * 3}
+    assert document["is_flip_summed"] is True
+    assert sorted(file.name for file in plots.iterdir()) == ["roc.png", "scores_one.png", "scores_three.png"]
+
+
+def test_no_flip_and_input_conversion_reach_the_network(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_pairs(tmp_path / "set.bin", 20), tmp_path / "out.json"
+    options = ["--no-flip", "--color", "bgr", "--mean", "100", "--std", "50", "60", "70", "--device", "cpu"]
+    assert main(["--weights", str(weights), "--data", str(data), "--json", str(out), *options]) == 0
+    backbone, _, _ = load_student(weights)
+    spec = InputSpec(color="bgr", mean=(100.0,) * 3, std=(50.0, 60.0, 70.0))
+    expected = evaluate_pairs(backbone, spec, PairSet.load(data), flip=False)
+    document = json.loads(out.read_text())
+    assert document["sets"]["set"]["mean_same_cosine"] == expected.mean_same_cosine
+    assert document["input"]["color"] == "bgr"
+    assert document["is_flip_summed"] is False
+    assert "the command line makes it" in capsys.readouterr().err
+
+
+def test_what_the_weights_declare_anyway_gives_no_warning(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_pairs(tmp_path / "set.bin", 20)
+    assert main(["--weights", str(weights), "--data", str(data), "--color", "rgb", "--mean", "127.5"]) == 0
+    assert "command line" not in capsys.readouterr().err
+
+
+def test_a_set_that_fails_is_told_and_the_others_are_evaluated(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write_pairs(tmp_path / "good.bin", 20)
+    positive = write_pairs(tmp_path / "positive.bin", 12, np.ones(12, dtype=bool))
+    few = write_pairs(tmp_path / "few.bin", 4)
+    damaged = tmp_path / "damaged.bin"
+    damaged.write_bytes(good.read_bytes()[:-900])
+    out = tmp_path / "out.json"
+    sets = [str(path) for path in (positive, few, damaged, good)]
+    assert main(["--weights", str(weights), "--data", *sets, "--json", str(out)]) == 2
+    shown = capsys.readouterr()
+    errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3
+    assert errors[0].startswith(f"error: {positive}: 12 same and 0 different pairs")
+    assert errors[1].startswith(f"error: {few}: 4 pairs (2 same, 2 different) are fewer than the 10 folds")
+    assert str(damaged) in errors[2]
+    assert shown.out.splitlines()[2].split()[:2] == ["good", "20"]
+    document = json.loads(out.read_text())
+    assert list(document["sets"]) == ["good"]
+    assert list(document["failed"]) == ["positive", "few", "damaged"]
+
+
+def test_where_every_set_fails_there_is_no_table(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = write_pairs(tmp_path / "few.bin", 4)
+    assert main(["--weights", str(weights), "--data", str(few), "--plots", str(tmp_path / "plots")]) == 2
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "plots").exists()
+
+
+def test_missing_sets_are_refused_before_any_is_evaluated(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write_pairs(tmp_path / "good.bin", 20)
+    gone = [str(tmp_path / "gone.bin"), str(tmp_path / "away")]
+    assert main(["--weights", str(weights), "--data", str(good), *gone]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"error: no such pair set: {gone[0]}, {gone[1]}" in shown.err
+
+
+def test_sets_are_found_and_named(tmp_path: Path) -> None:
+    for name in ("a/lfw.bin", "b/lfw.bin", "b/agedb.bin", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_sets([tmp_path / "a" / "lfw.bin", tmp_path / "b", tmp_path / "a"])
+    assert list(found) == [str(tmp_path / "a/lfw.bin"), "agedb", str(tmp_path / "b/lfw.bin")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no \.bin file in the folder .*empty"):
+        find_sets([tmp_path / "a", tmp_path / "empty"])
+
+
+def test_weights_are_found(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no such weights: .*gone\.pt; give a student\.pt or the run folder"):
+        find_student(tmp_path / "gone.pt")
+    with pytest.raises(CheckpointError, match=r"no weights/student\.pt or student\.pt in the folder"):
+        find_student(tmp_path)
+    (tmp_path / "student.pt").touch()
+    assert find_student(tmp_path) == tmp_path / "student.pt"
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "student.pt").touch()
+    assert find_student(tmp_path) == tmp_path / "weights" / "student.pt"
+    assert find_student(tmp_path / "student.pt") == tmp_path / "student.pt"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mean", "1", "2"], "--mean takes one number or three, got 2"),
+        (["--std", "0"], "input std must be above 0"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--batch-size", "0"], "batch_size must be at least 1"),
+    ],
+)
+def test_unfit_options_are_refused(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    data = write_pairs(tmp_path / "set.bin", 20)
+    assert main(["--weights", str(weights), "--data", str(data), *options]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_script_runs_on_two_ranks_as_on_one(weights: Path, tmp_path: Path) -> None:
+    data, few = write_pairs(tmp_path / "set.bin", 20), write_pairs(tmp_path / "few.bin", 4)
+    script = [str(ROOT / "tools" / "eval.py"), "--weights", str(weights), "--batch-size", "7", "--device", "cpu"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    figures = []
+    for name, command in (("one", [sys.executable]), ("two", launch)):
+        out = tmp_path / f"{name}.json"
+        full = [*command, *script, "--data", str(data), str(few), "--json", str(out)]
+        done = subprocess.run(full, capture_output=True, text=True, env=environment, timeout=240, cwd=tmp_path)
+        assert done.returncode != 0  # one set has too few pairs
+        assert done.stdout.count("accuracy %") == 1
+        document = json.loads(out.read_text())
+        document["sets"]["set"].pop("seconds")
+        figures.append(document)
+    assert figures[0] == figures[1]
+    assert list(figures[0]["failed"]) == ["few"]

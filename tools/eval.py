@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""Verify faces with a trained network; see `gkd.cli.eval`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gkd.cli.eval import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""Make data: `prepare.py synthetic OUT` or `prepare.py pack FOLDER OUT.rec`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gkd.cli.prepare import main
+
+if __name__ == "__main__":
+    sys.exit(main())
