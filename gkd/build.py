@@ -111,7 +111,9 @@ def build_teacher(config: TrainRun, dataset: Any) -> TeacherParts:
     """
     assert config.teacher is not None
     folder = config.teacher.run
-    backbone, input_spec, _ = load_student(folder / STUDENT_FILE)
+    backbone, input_spec, extra = load_student(folder / STUDENT_FILE)
+    if extra.get("step") != extra.get("total_steps"):
+        logger.warning("%s: this teacher's run stopped at step %s of %s", folder, extra["step"], extra["total_steps"])
     weights, meta = load_head(folder / HEAD_FILE)
     require_same_classes(folder / HEAD_FILE, meta, dataset)
     head = HEADS["softmax"](weights.shape[1], weights.shape[0])

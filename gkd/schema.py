@@ -170,16 +170,6 @@ class TrainRun(ConfigModel):
             yield "schedule", f"warmup_epochs {warmup_epochs} must be below train.epochs, which is {epochs}"
 
 
-class EvalRun(ConfigModel):
-    """An evaluation of finished weights."""
-
-    weights: FilePath = Field(description="student.pt of a run")
-    sets: Annotated[tuple[FilePath, ...], Field(min_length=1)] = Field(description="pair sets (.bin) to verify on")
-    flip: bool = Field(default=True, description="add the embedding of the mirrored image")
-    batch_size: PositiveInt = Field(default=64, description="images embedded at once")
-    json_path: FilePath | None = Field(default=None, description="file that the figures are written to as JSON")
-
-
 def _number(raw: Mapping[str, Any], section: str, key: str) -> float | None:
     values = raw.get(section)
     value = values.get(key) if isinstance(values, Mapping) else None

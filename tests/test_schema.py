@@ -20,7 +20,7 @@ from gkd.core.errors import ConfigError
 from gkd.distill import CumulativeMass, GroupedKD
 from gkd.heads import ArcFace
 from gkd.models import BACKBONES, InputSpec
-from gkd.schema import DistillTerm, EvalRun, OptimSettings, ScheduleSettings, TrainRun
+from gkd.schema import DistillTerm, OptimSettings, ScheduleSettings, TrainRun
 from gkd.train.optim import build_sgd
 from gkd.train.schedule import Schedule
 from tests.conftest import ROOT
@@ -182,13 +182,6 @@ def test_the_resolved_config_loads_back() -> None:
     assert yaml.safe_load(dump_yaml(parse(DISTILLED)))["distill"][0]["loss"]["grouping"]["threshold"] == 0.93
 
 
-def test_evaluation_run() -> None:
-    config = parse_config("weights: a/student.pt\nsets: [lfw.bin]\n", EvalRun, where="x")
-    assert (config.flip, config.batch_size, config.json_path) == (True, 64, None)
-    with pytest.raises(ConfigError, match="sets: expected at least 1 entries, got a list"):
-        parse_config("weights: a\nsets: []\n", EvalRun, where="x")
-
-
 def every_field(model: type[BaseModel]) -> list[tuple[str, str | None]]:
     fields = [(f"{model.__name__}.{key}", field.description) for key, field in model.model_fields.items()]
     for field in model.model_fields.values():
@@ -199,8 +192,8 @@ def every_field(model: type[BaseModel]) -> list[tuple[str, str | None]]:
 
 
 def test_every_key_is_described() -> None:
-    fields = every_field(TrainRun) + every_field(EvalRun)
-    assert len(fields) > 50
+    fields = every_field(TrainRun)
+    assert len(fields) > 45
     assert [name for name, description in fields if not description] == []
 
 
@@ -209,7 +202,6 @@ class TestJsonSchema:
 
     def test_is_valid_itself(self) -> None:
         jsonschema.Draft202012Validator.check_schema(json_schema(TrainRun))
-        jsonschema.Draft202012Validator.check_schema(json_schema(EvalRun))
 
     @pytest.mark.parametrize("text", [MINIMAL, DISTILLED, MINIMAL.replace("mobilefacenet", "'timm:resnet18'")])
     def test_accepts(self, text: str) -> None:
@@ -234,8 +226,8 @@ class TestTool:
         assert json.loads(out.read_text()) == json_schema(TrainRun)
 
     def test_writes_to_standard_output(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["--run", "eval"]) == 0
-        assert json.loads(capsys.readouterr().out) == json_schema(EvalRun)
+        assert main([]) == 0
+        assert json.loads(capsys.readouterr().out) == json_schema(TrainRun)
 
     def test_an_unwritable_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([str(tmp_path / "no" / "a.json")]) == 2

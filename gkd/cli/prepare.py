@@ -28,14 +28,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_synthetic(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    task = tasks.add_parser("synthetic", help="draw faces into train.rec and eval.bin")
+    task = tasks.add_parser("synthetic", help="draw faces into train.rec, validation.bin and test.bin")
     task.add_argument("out", type=Path, metavar="OUT", help="the folder to write into")
     task.add_argument("--num-identities", type=int, default=300, help="identities to train on (%(default)s)")
     task.add_argument("--images-per-identity", type=int, default=30, help="images of each (%(default)s)")
-    task.add_argument("--eval-identities", type=int, default=200, help="further identities, for pairs (%(default)s)")
-    task.add_argument("--eval-pairs", type=int, default=2000, help="pairs to verify (%(default)s)")
+    task.add_argument("--eval-identities", type=int, default=200, help="others, for each set of pairs (%(default)s)")
+    task.add_argument("--eval-pairs", type=int, default=2000, help="pairs in each of the two sets (%(default)s)")
     task.add_argument("--seed", type=int, default=0, help="every face is a function of it (%(default)s)")
     task.add_argument("--size", type=int, default=112, help="height and width in pixels (%(default)s)")
+    task.add_argument("--workers", type=int, default=1, help="processes that draw (%(default)s)")
     task.set_defaults(run=_write_synthetic)
 
 
@@ -57,6 +58,7 @@ def _write_synthetic(arguments: argparse.Namespace) -> None:
         eval_pairs=arguments.eval_pairs,
         seed=arguments.seed,
         size=arguments.size,
+        num_workers=arguments.workers,
     )
     _log.info("synthetic faces are in %s", arguments.out)
 

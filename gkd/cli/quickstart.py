@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNS = ("teacher", "control", "gkd")
 TITLES = {"teacher": "teacher", "control": "control (no distillation)", "gkd": "Grouped KD student"}
 FIRST_SEED = 1024
+FACES = ("--size", "64", "--num-identities", "300", "--images-per-identity", "20")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:
-    _tool("prepare.py", "synthetic", str(arguments.data))
+    _tool("prepare.py", "synthetic", str(arguments.data), *FACES, "--workers", str(min(8, os.cpu_count() or 1)))
     for seed in arguments.seeds:
         for run in RUNS:
             _tool("train.py", str(_config_of(run)), *_overrides(arguments, run, seed))

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gkd.cli import run_tool
-from gkd.core.config import ConfigModel, json_schema
+from gkd.core.config import json_schema
 from gkd.core.errors import GkdError
-from gkd.schema import EvalRun, TrainRun
-
-RUNS: dict[str, type[ConfigModel]] = {"train": TrainRun, "eval": EvalRun}
+from gkd.schema import TrainRun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,12 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/schema.py", description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, metavar="OUT.json", help="standard output where left out")
-    parser.add_argument("--run", choices=RUNS, default="train", help="which kind of config file (default: train)")
     return parser.parse_args(arguments)
 
 
 def _write(options: argparse.Namespace) -> None:
-    text = json.dumps(json_schema(RUNS[options.run]), indent=2) + "\n"
+    text = json.dumps(json_schema(TrainRun), indent=2) + "\n"
     if options.out is None:
         sys.stdout.write(text)
         return

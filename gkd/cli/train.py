@@ -79,8 +79,11 @@ class Run:
         self.objective = build.build_objective(config, self.dataset, teacher, self.settings.steps_per_epoch).to(
             self.device
         )
+        # The loader's images are (N, H, W, 3) in memory, and convolutions are faster on that order.
+        self.objective.backbone.to(memory_format=torch.channels_last)
         if teacher is not None:
             teacher.teacher.to(self.device)
+            teacher.teacher.backbone.to(memory_format=torch.channels_last)
             self._check_teacher(teacher.teacher)
         self.optimizer = build.build_optimizer(config, self.objective)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=config.train.keep_last)

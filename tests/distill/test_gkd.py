@@ -61,7 +61,9 @@ def test_parts_and_stats_equal_the_reference(grouping: Grouping, dtype: torch.dt
         if not name.endswith("_size"):
             assert float(value) == pytest.approx(expected[name], rel=tolerance, abs=tolerance), name
     assert float(losses.stats["group_size"]) == pytest.approx(sum(map(len, groups)) / len(groups))
-    assert float(losses.stats["secondary_size"]) == pytest.approx(given[0].shape[1] - sum(map(len, groups)) / len(groups))
+    assert float(losses.stats["secondary_size"]) == pytest.approx(
+        given[0].shape[1] - sum(map(len, groups)) / len(groups)
+    )
     assert losses.total.dtype == dtype
     assert all(part.dtype == dtype for part in losses.parts.values())
 
