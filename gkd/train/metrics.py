@@ -54,6 +54,7 @@ class RunLog:
         self._is_writer = distributed.rank() == 0
         if not self._is_writer:
             return
+        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         if self._path.exists():
             _keep_lines_before(self._path, start_step)

@@ -1,0 +1,177 @@
+"""The loop alone, on a linear toy: what is updated, weighted, logged, saved, stopped and refused."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from gkd.core.errors import GkdError
+from gkd.core.types import Losses
+from gkd.data.loader import RawBatch
+from gkd.train.metrics import RunLog, read_metrics
+from gkd.train.optim import build_sgd
+from gkd.train.trainer import LoopSettings, Trainer, format_seconds, to_device
+
+
+class Toy(nn.Module):
+    """Mean square of a linear map of the pixels; `poison` maps a step to the part that turns to NaN there."""
+
+    def __init__(self, poison=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(12, 1)
+        self.step = 0
+        self.poison = poison or {}
+        self.secondary_size = 1.0
+
+    def forward(self, batch):
+        good = self.linear(batch.images.flatten(1).float() / 255).square().mean()
+        parts = {"classification": good, "gkd/primary": 2 * good}
+        if self.step in self.poison:
+            parts[self.poison[self.step]] = parts[self.poison[self.step]] * float("nan")
+        stats = {"gkd/secondary_size": torch.tensor(self.secondary_size)}
+        return Losses(torch.stack(list(parts.values())).sum(), parts, stats)
+
+
+def raw(step, size=4, micro_batch=0, replaced=()):
+    generator = torch.Generator().manual_seed(step * 10 + micro_batch)
+    images = torch.randint(0, 256, (size, 2, 2, 3), dtype=torch.uint8, generator=generator)
+    flipped = torch.zeros(size, dtype=torch.bool)
+    return RawBatch(
+        images, torch.zeros(size, dtype=torch.int64), torch.arange(size), flipped, step, 0, micro_batch, replaced
+    )
+
+
+class Saved(list):
+    def __call__(self, step, score):
+        self.append((step, score))
+
+
+def trainer(folder, objective, stop=None, evaluate=lambda: ({}, None), **changes):
+    settings = {"total_steps": 6, "steps_per_epoch": 3, "batch_size": 4, "log_every": 1, "save_every": 2, **changes}
+    return Trainer(
+        objective,
+        build_sgd(objective, lr=0.1),
+        lambda step: 0.1,
+        LoopSettings(**settings),
+        device=torch.device("cpu"),
+        run_log=RunLog(folder, 0),
+        evaluate=evaluate,
+        save=Saved(),
+        stop=stop or SimpleNamespace(signal_number=0),
+    )
+
+
+@pytest.mark.parametrize("part", ["classification", "gkd/primary"])
+def test_a_loss_that_is_not_finite_is_named_and_updates_nothing(tmp_path, part):
+    objective = Toy(poison={3: part})
+    loop = trainer(tmp_path, objective)
+    with loop.run_log:
+        states = []
+        original = loop.optimizer.step
+        loop.optimizer.step = lambda: (original(), states.append(objective.linear.weight.detach().clone()))
+        with pytest.raises(GkdError, match=rf"step 3: the loss {part} is not finite; nothing was updated"):
+            loop.fit(iter([raw(step) for step in range(6)]), 0)
+    assert len(states) == 3
+    assert torch.equal(objective.linear.weight, states[-1])
+    assert loop.save == [(2, None)]
+
+
+def test_steps_save_evaluate_and_log_where_they_should(tmp_path):
+    loop = trainer(tmp_path, Toy(), evaluate=lambda: ({"eval/set/accuracy": 0.5}, 0.5), evaluate_every=4, log_every=2)
+    with loop.run_log:
+        assert loop.fit([raw(step) for step in range(6)], 0) == 6
+    assert loop.save == [(2, None), (4, 0.5), (6, 0.5)]
+    assert read_metrics(tmp_path / "metrics.jsonl", "loss/total")[0] == [2, 4, 6]
+    assert read_metrics(tmp_path / "metrics.jsonl", "eval/set/accuracy")[0] == [4, 6]
+
+
+def test_a_request_to_stop_ends_after_the_step_and_saves(tmp_path):
+    stop = SimpleNamespace(signal_number=0)
+
+    def batches():
+        for step in range(6):
+            if step == 2:
+                stop.signal_number = 15
+            yield raw(step)
+
+    loop = trainer(tmp_path, Toy(), stop=stop, save_every=None)
+    with loop.run_log:
+        assert loop.fit(batches(), 0) == 3
+    assert loop.save == [(3, None)]
+
+
+def test_micro_batches_of_unequal_size_weigh_by_their_images(tmp_path):
+    whole, parts = Toy(), Toy()
+    big = raw(0, size=5)
+    first, second = (
+        RawBatch(big.images[part], big.labels[part], big.sample_ids[part], big.is_flipped[part], 0, 0, 0)
+        for part in (slice(0, 3), slice(3, 5))
+    )
+    for objective, batches, number in ((whole, [big], 1), (parts, [first, second], 2)):
+        loop = trainer(tmp_path / str(number), objective, total_steps=1, batch_size=5, micro_batches=number)
+        with loop.run_log:
+            loop.fit(batches, 0)
+    torch.testing.assert_close(whole.linear.weight, parts.linear.weight)
+    one, two = (read_metrics(tmp_path / str(n) / "metrics.jsonl", "loss/total")[1] for n in (1, 2))
+    assert one == pytest.approx(two)
+
+
+def test_replaced_records_are_counted_and_named(tmp_path, caplog):
+    loop = trainer(tmp_path, Toy(), total_steps=2)
+    with loop.run_log, caplog.at_level(logging.WARNING):
+        loop.fit([raw(0), raw(1, replaced=("a.rec: key 7: not an image",))], 0)
+    assert "replaced a record that does not decode: a.rec: key 7: not an image" in caplog.text
+    assert read_metrics(tmp_path / "metrics.jsonl", "data/num_replaced")[1] == [0.0, 1.0]
+
+
+def test_an_empty_secondary_group_is_warned_of_once(tmp_path, caplog):
+    objective = Toy()
+    objective.secondary_size = 0.0
+    loop = trainer(tmp_path, objective)
+    with loop.run_log, caplog.at_level(logging.WARNING):
+        loop.fit([raw(step) for step in range(6)], 0)
+    assert caplog.text.count("every class is in Primary") == 1
+
+
+def test_frozen_batch_norm_stays_frozen_after_an_evaluation(tmp_path):
+    class Normed(Toy):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(12)
+
+        def forward(self, batch):
+            self.seen = self.norm.training
+            self.norm(batch.images.flatten(1).float())
+            return super().forward(batch)
+
+    objective = Normed()
+    loop = trainer(
+        tmp_path,
+        objective,
+        evaluate=lambda: (objective.eval(), ({}, None))[1],
+        evaluate_every=2,
+        freeze_batch_norm=True,
+    )
+    with loop.run_log:
+        loop.fit([raw(step) for step in range(6)], 0)
+    assert not objective.seen
+    assert objective.linear.training
+    assert objective.norm.running_mean.abs().sum() == 0
+
+
+def test_images_are_mirrored_on_the_device_where_they_should_be():
+    batch = raw(0)
+    mirrored = RawBatch(batch.images, batch.labels, batch.sample_ids, torch.tensor([True, False, False, True]), 0, 0, 0)
+    result = to_device(mirrored, torch.device("cpu"))
+    expected = batch.images.permute(0, 3, 1, 2).clone()
+    expected[[0, 3]] = expected[[0, 3]].flip(-1)
+    assert torch.equal(result.images, expected)
+
+
+def test_seconds_read_as_a_clock():
+    assert format_seconds(3723.4) == "1:02:03"
