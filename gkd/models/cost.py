@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,13 +33,7 @@ def count_macs(backbone: Backbone) -> int:
         elif isinstance(module, nn.Linear):
             macs.append(output[0].numel() * module.in_features)
 
-    handles = [module.register_forward_hook(count) for module in backbone.modules()]
-    try:
-        with torch.no_grad():
-            functional_call(backbone, _on_meta(backbone), (_two_images(backbone),))
-    finally:
-        for handle in handles:
-            handle.remove()
+    _run_on_meta(backbone, backbone.modules(), count)
     return sum(macs)
 
 
@@ -52,15 +47,21 @@ def count_activations(backbone: Backbone) -> int:
     def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
         sizes.append(output[0].numel())
 
-    leaves = [module for module in backbone.modules() if not any(module.children())]
-    handles = [module.register_forward_hook(count) for module in leaves]
+    _run_on_meta(backbone, (module for module in backbone.modules() if not any(module.children())), count)
+    return sum(sizes)
+
+
+def _run_on_meta(
+    backbone: Backbone, modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, Tensor], None]
+) -> None:
+    """Run two images through the backbone on shapes alone, calling `hook` with each of `modules` and its output."""
+    handles = [module.register_forward_hook(hook) for module in modules]
     try:
         with torch.no_grad():
             functional_call(backbone, _on_meta(backbone), (_two_images(backbone),))
     finally:
         for handle in handles:
             handle.remove()
-    return sum(sizes)
 
 
 def _on_meta(module: nn.Module) -> dict[str, Tensor]:

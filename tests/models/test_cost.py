@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gkd.models import count_macs, create_backbone, num_parameters
+from gkd.models.cost import count_activations
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,15 @@ def test_frozen_parameters_count() -> None:
     module = torch.nn.Linear(3, 2)
     module.weight.requires_grad_(False)
     assert num_parameters(module) == 8
+
+
+def test_activations_are_what_the_layers_put_out() -> None:
+    """Counted by running a small network for real."""
+    backbone = create_backbone("iresnet18", embedding_dim=8, width_multiplier=0.125, input_size=(32, 32)).eval()
+    sizes: list[int] = []
+    for module in backbone.modules():
+        if not any(module.children()):
+            module.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+    backbone(torch.zeros(1, 3, 32, 32))
+    expected = sum(sizes)
+    assert count_activations(backbone) == expected
