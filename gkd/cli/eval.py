@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="eval.py", description="Verification accuracy of a network on sets of face pairs (.bin files)."
+        prog="tools/eval.py", description="Verification accuracy of a network on sets of face pairs (.bin files)."
     )
     add = parser.add_argument
     add("--weights", type=Path, required=True, help="a student.pt, or the run folder that holds one")

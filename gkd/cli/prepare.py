@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="prepare.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tools/prepare.py", description=__doc__)
     tasks = parser.add_subparsers(required=True, metavar="TASK")
     _add_synthetic(tasks)
     _add_pack(tasks)
