@@ -84,7 +84,7 @@ class Run:
         if teacher is not None:
             teacher.teacher.to(self.device)
             teacher.teacher.backbone.to(memory_format=torch.channels_last)
-            self._check_teacher(teacher.teacher)
+        self.teacher = teacher
         self.optimizer = build.build_optimizer(config, self.objective)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=config.train.keep_last)
         self.values = {
@@ -96,6 +96,8 @@ class Run:
     def train(self) -> int:
         """Train to the end; returns 0, or 128 + the signal that stopped the run."""
         start_step = self._resume()
+        if self.teacher is not None and start_step < self.settings.total_steps:
+            self._check_teacher(self.teacher.teacher)
         if distributed.rank() == 0:
             record_start(self.folder, dump_yaml(self.config), self.command, self.values["environment"])
         logger.info(
