@@ -116,6 +116,11 @@ def build_teacher(config: TrainRun, dataset: Any) -> TeacherParts:
         logger.warning("%s: this teacher's run stopped at step %s of %s", folder, extra["step"], extra["total_steps"])
     weights, meta = load_head(folder / HEAD_FILE)
     require_same_classes(folder / HEAD_FILE, meta, dataset)
+    if backbone.embedding_dim != weights.shape[1]:
+        raise CheckpointError(
+            f"{folder}: the teacher's {STUDENT_FILE} has embeddings of {backbone.embedding_dim} numbers and its "
+            f"{HEAD_FILE} class weights of {weights.shape[1]}; both must come from one run"
+        )
     head = HEADS["softmax"](weights.shape[1], weights.shape[0])
     head.load_state_dict({"weight": weights})
     margin = dict(meta["margin"])

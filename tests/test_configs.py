@@ -62,7 +62,7 @@ def test_a_config_builds(path: Path) -> None:
 def test_a_dry_run_plans_a_config_on_small_data(path: Path, folder: Path) -> None:
     pairs = folder / "pairs.bin"
     overrides = [f"evaluation.sets=[{pairs}]", "train.batch_size=16", "data.train.name=recordio"]
-    overrides.append(f"data.train.path={folder / 'train.rec'}")
+    overrides += [f"data.train.path={folder / 'train.rec'}", "backbone.input_size=[32, 32]"]
     is_distilled = load_config(path, TrainRun).teacher is not None
     if is_distilled:
         overrides.append(f"teacher.check_pairs={pairs}")

@@ -9,7 +9,7 @@ import torch
 
 from gkd import build
 from gkd.core.errors import GkdError
-from gkd.data import PairSet
+from gkd.data import PairSet, decode_image
 from gkd.models import Backbone
 from gkd.models.cost import count_activations, count_macs, num_parameters
 from gkd.schema import TrainRun
@@ -25,6 +25,7 @@ def format_plan(config: TrainRun) -> tuple[str, bool]:
     lines += _backbone_lines(config)
     if dataset is not None:
         lines += _attempt(problems, lambda: _data_lines(config, dataset)) or []
+        _attempt(problems, lambda: _decode_first(config, dataset))
     else:
         lines.append(
             f"training data   {config.data.train.arguments()['path']}: not readable, so classes and steps are unknown"
@@ -99,6 +100,11 @@ def _data_lines(config: TrainRun, dataset: Any) -> list[str]:
         f"{memory.weights / BYTES_PER_GIB:.2f}, activations {memory.activations / BYTES_PER_GIB:.2f}, logits "
         f"{memory.logits / BYTES_PER_GIB:.2f}",
     ]
+
+
+def _decode_first(config: TrainRun, dataset: Any) -> None:
+    """Refuse images of another size than the network takes, as far as the first one shows."""
+    decode_image(dataset[0][0], _meta_backbone(config).input_size, dataset.describe(0))
 
 
 def _set_lines(config: TrainRun, problems: list[str]) -> list[str]:

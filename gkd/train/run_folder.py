@@ -78,10 +78,11 @@ def choose_checkpoint(resume: str | Path, checkpoints: Checkpoints, folder: Path
     """The checkpoint to continue from, or None to start anew.
 
     Raises:
-        ConfigError: `never` in a folder that holds a run. CheckpointError: a path that holds no whole checkpoint.
+        ConfigError: `never` in a folder that holds a run. CheckpointError: a path that holds no whole checkpoint, or
+            `auto` where every checkpoint is damaged.
     """
     if resume == "auto":
-        return checkpoints.latest()
+        return _newest_or_none(checkpoints)
     if resume == "never":
         if checkpoints.latest() is not None:
             raise ConfigError(
@@ -98,6 +99,17 @@ def choose_checkpoint(resume: str | Path, checkpoints: Checkpoints, folder: Path
         raise CheckpointError(
             f"train.resume: {path} is no whole checkpoint and no run folder with one; give a folder such as "
             f"{folder}/checkpoints/step_00001000, or auto"
+        )
+    return latest
+
+
+def _newest_or_none(checkpoints: Checkpoints) -> Path | None:
+    """The newest whole checkpoint; where all are damaged an error, for starting anew would replace what is left."""
+    latest = checkpoints.latest()
+    if latest is None and any(checkpoints.folder.glob("step_*")):
+        raise CheckpointError(
+            f"{checkpoints.folder}: holds checkpoints, but none is whole (see the warnings above); repair one, or move "
+            "the folder away to start anew"
         )
     return latest
 

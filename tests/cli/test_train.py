@@ -251,3 +251,27 @@ def test_a_dry_run_lists_all_that_is_in_the_way(path, capsys):
     assert code == 2
     assert "none.rec" in plan
     assert "none.bin" in plan
+
+
+def test_a_dry_run_sees_images_of_another_size(path, capsys):
+    assert main([str(path), "--dry-run", "backbone.input_size=[48, 48]"]) == 2
+    assert "train.rec" in capsys.readouterr().out.split("in the way:")[1]
+
+
+def test_a_folder_whose_checkpoints_are_all_damaged_is_not_started_anew(teacher_run, folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(teacher_run, run)
+    for marker in run.glob("checkpoints/step_*/complete.json"):
+        marker.write_text("{")
+    message = refused(capsys, config(folder), f"run.folder={run}")
+    assert "holds checkpoints, but none is whole" in message
+    assert (run / "weights" / "student.pt").read_bytes() == (teacher_run / "weights" / "student.pt").read_bytes()
+
+
+def test_a_teacher_of_two_runs_is_refused(folder, teacher_run, tmp_path, capsys):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(teacher_run, mixed)
+    class_weights, meta = load_head(mixed / "weights" / "head.pt")
+    save_head(mixed / "weights" / "head.pt", class_weights[:, :8].clone(), meta)
+    message = refused(capsys, distilled(folder, mixed), f"run.folder={tmp_path / 'run'}")
+    assert "has embeddings of 16 numbers and its weights/head.pt class weights of 8" in message

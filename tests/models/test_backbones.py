@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gkd.core.errors import ConfigError
 from gkd.models import BACKBONES, Backbone, create_backbone, num_parameters
+from gkd.models.iresnet import Projection
 
 SMALL: dict[str, dict[str, Any]] = {
     "iresnet": {"layers": (1, 2, 1, 1), "width_multiplier": 0.125},
@@ -386,3 +387,19 @@ def test_mobilefacenet_equals_its_layout_written_out() -> None:
 def test_mobilefacenet_classic_equals_its_layout_written_out() -> None:
     backbone, batch = with_random_statistics(small("mobilefacenet_classic")), images(dtype=torch.float64)
     torch.testing.assert_close(backbone(batch), classic_written_out(backbone, batch))
+
+
+@pytest.mark.parametrize("channels", [4, 8, 16])
+def test_a_projection_equals_a_strided_convolution(channels: int) -> None:
+    """Value and gradient, in float64 and in the order where torch's kernel fails for few channels."""
+    torch.manual_seed(0)
+    images = torch.randn(3, channels, 9, 7, dtype=torch.float64)
+    projection = Projection(channels, 8, 1, stride=2, bias=False).double()
+    results = []
+    for compute in (projection, lambda maps: F.conv2d(maps, projection.weight, stride=2)):
+        leaf = images.clone().requires_grad_()
+        output = compute(leaf)
+        gradients = torch.autograd.grad(output.square().sum(), (leaf, projection.weight))
+        results.append((output, *gradients))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
