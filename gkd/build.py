@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from gkd.core.config import build_part
 from gkd.core.errors import CheckpointError, ConfigError
 from gkd.data import DATASETS, PairSet
 from gkd.distill import GROUPINGS, LOSSES
-from gkd.heads import HEADS, MARGINS, SoftmaxHead
+from gkd.heads import HEADS, MARGINS, Margin, SoftmaxHead
+from gkd.inference.class_centres import find_class_centres
 from gkd.inference.teacher import Teacher
-from gkd.models import Backbone, InputSpec, create_backbone, load_head, load_student
-from gkd.schema import TrainRun
-from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm, Margin
+from gkd.models import Backbone, InputSpec, create_backbone, load_head, load_student, load_weights
+from gkd.schema import InputSettings, TrainRun
+from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
 from gkd.train.optim import build_sgd
 from gkd.train.schedule import SCHEDULES, Schedule
 from gkd.train.trainer import LoopSettings
@@ -34,7 +36,7 @@ class TeacherParts:
     """A teacher with the margin that it was trained with."""
 
     teacher: Teacher
-    margin: Any
+    margin: Margin
 
 
 def build_dataset(config: TrainRun) -> Any:
@@ -59,13 +61,16 @@ def build_pair_sets(paths: tuple[Path, ...]) -> dict[str, PairSet]:
 
 def build_backbone(config: TrainRun) -> Backbone:
     """The backbone to be trained."""
-    arguments = dict(config.backbone.arguments())
-    return create_backbone(config.backbone.name, **arguments)
+    return create_backbone(config.backbone.name, **config.backbone.arguments())
 
 
 def build_input_spec(config: TrainRun) -> InputSpec:
     """The input convention of the backbone to be trained."""
-    return InputSpec(color=config.input.color, mean=config.input.mean, std=config.input.std)
+    return _input_spec(config.input)
+
+
+def _input_spec(settings: InputSettings) -> InputSpec:
+    return InputSpec(color=settings.color, mean=settings.mean, std=settings.std)
 
 
 def build_head(config: TrainRun, embedding_dim: int, num_classes: int) -> SoftmaxHead:
@@ -88,11 +93,13 @@ def margin_values(config: TrainRun) -> dict[str, Any]:
 def build_terms(config: TrainRun) -> list[DistillTerm]:
     """The distillation terms; two of the same loss are numbered apart in the logs."""
     terms: list[DistillTerm] = []
+    counts: Counter[str] = Counter()
     for term in config.distill:
-        same = sum(earlier.name.split("_")[0] == term.loss.name for earlier in terms)
+        counts[term.loss.name] += 1
+        count = counts[term.loss.name]
         terms.append(
             DistillTerm(
-                name=term.loss.name if same == 0 else f"{term.loss.name}_{same + 1}",
+                name=term.loss.name if count == 1 else f"{term.loss.name}_{count}",
                 loss=build_part(term.loss, LOSSES, tables={"grouping": GROUPINGS}),
                 weight=term.weight,
                 warmup_epochs=term.warmup_epochs,
@@ -103,17 +110,73 @@ def build_terms(config: TrainRun) -> list[DistillTerm]:
     return terms
 
 
-def build_teacher(config: TrainRun, dataset: Any) -> TeacherParts:
-    """The teacher of a finished run, whose classes must be those of `dataset`.
+def build_teacher_network(config: TrainRun) -> tuple[Backbone, InputSpec]:
+    """The teacher's backbone and what it takes.
+
+    Raises:
+        CheckpointError: a file of it is missing, damaged or of another network.
+    """
+    settings = config.teacher
+    assert settings is not None
+    if settings.run is not None:
+        backbone, input_spec, extra = load_student(settings.run / STUDENT_FILE)
+        if extra.get("step") != extra.get("total_steps"):
+            logger.warning(
+                "%s: this teacher's run stopped at step %s of %s",
+                settings.run,
+                extra.get("step"),
+                extra.get("total_steps"),
+            )
+        return backbone, input_spec
+    assert settings.backbone is not None
+    assert settings.input is not None
+    # Weights that are thrown away must not move the random numbers that the student's start from.
+    with torch.random.fork_rng(devices=[]):
+        backbone = create_backbone(settings.backbone.name, **settings.backbone.arguments())
+    if settings.weights is not None:
+        report = load_weights(backbone, settings.weights)
+        logger.info("teacher: %s holds %s", report.path, report.family)
+    return backbone.eval(), _input_spec(settings.input)
+
+
+def build_teacher(config: TrainRun, dataset: Any, device: torch.device) -> TeacherParts:
+    """The teacher on `device`, with class weights for the classes of `dataset`.
+
+    The weights are those of its run or, with `teacher.centres`, class centres, computed where they are missing.
 
     Raises:
         CheckpointError: a file of it is missing or damaged, or its classes are not those of the training data.
     """
-    assert config.teacher is not None
-    folder = config.teacher.run
-    backbone, input_spec, extra = load_student(folder / STUDENT_FILE)
-    if extra.get("step") != extra.get("total_steps"):
-        logger.warning("%s: this teacher's run stopped at step %s of %s", folder, extra["step"], extra["total_steps"])
+    settings = config.teacher
+    assert settings is not None
+    backbone, input_spec = build_teacher_network(config)
+    backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stored = None
+    if settings.centres is not None:
+        centres = find_class_centres(
+            settings.centres.folder,
+            backbone,
+            input_spec,
+            dataset,
+            device=device,
+            min_cosine=settings.centres.min_cosine,
+            is_skipping=config.data.on_bad_record == "skip",
+        )
+        weights, margin = centres.weights, build_margin(config)
+        if settings.margin is not None:
+            margin = build_part(settings.margin, MARGINS)
+        stored = centres.store if settings.centres.reuse_embeddings else None
+    else:
+        assert settings.run is not None
+        weights, margin = _class_weights_of_run(settings.run, backbone, dataset)
+    head = SoftmaxHead(weights.shape[1], weights.shape[0])
+    head.load_state_dict({"weight": weights})
+    _compare_scales(build_margin(config), margin)
+    teacher = Teacher(backbone, head, input_spec, precision=settings.precision, stored=stored)
+    return TeacherParts(teacher.to(device), margin)
+
+
+def _class_weights_of_run(folder: Path, backbone: Backbone, dataset: Any) -> tuple[torch.Tensor, Margin]:
     weights, meta = load_head(folder / HEAD_FILE)
     require_same_classes(folder / HEAD_FILE, meta, dataset)
     if backbone.embedding_dim != weights.shape[1]:
@@ -121,20 +184,30 @@ def build_teacher(config: TrainRun, dataset: Any) -> TeacherParts:
             f"{folder}: the teacher's {STUDENT_FILE} has embeddings of {backbone.embedding_dim} numbers and its "
             f"{HEAD_FILE} class weights of {weights.shape[1]}; both must come from one run"
         )
-    head = HEADS["softmax"](weights.shape[1], weights.shape[0])
-    head.load_state_dict({"weight": weights})
-    margin = dict(meta["margin"])
-    teacher_margin: Any = MARGINS[margin.pop("name")](**margin)
-    student_scale = getattr(build_margin(config), "scale", None)
-    if student_scale != teacher_margin.scale:
+    return weights, _stored_margin(folder / HEAD_FILE, meta)
+
+
+def _compare_scales(student: Margin, teacher: Margin) -> None:
+    if student.scale != teacher.scale:
         logger.warning(
             "the teacher's logits have scale %s and the student's %s: distillation compares them as they are; set "
             "margin.scale=%s unless this is meant",
-            teacher_margin.scale,
-            student_scale,
-            teacher_margin.scale,
+            teacher.scale,
+            student.scale,
+            teacher.scale,
         )
-    return TeacherParts(Teacher(backbone, head, input_spec, precision=config.teacher.precision), teacher_margin)
+
+
+def _stored_margin(path: Path, meta: dict[str, Any]) -> Margin:
+    """The margin that a head file names; the file may come from anyone."""
+    try:
+        arguments = dict(meta["margin"])
+        return MARGINS[arguments.pop("name")](**arguments)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path}: does not say with which margin it was trained (margin: {meta.get('margin')!r}); use the head.pt "
+            "of a run of this version"
+        ) from error
 
 
 def require_same_classes(path: Path, meta: dict[str, Any], dataset: Any) -> None:
@@ -153,11 +226,25 @@ def require_same_classes(path: Path, meta: dict[str, Any], dataset: Any) -> None
                     f"{path}: class {label} is {theirs!r} there and {ours!r} in the training data; a teacher's class "
                     "weights must come from the same class list in the same order"
                 )
-    elif meta["fingerprint"] != dataset.fingerprint:
+    elif meta.get("fingerprint") != dataset.fingerprint:
         raise CheckpointError(
-            f"{path}: was trained on other data (fingerprint {meta['fingerprint'][:12]}, these have "
+            f"{path}: was trained on other data (fingerprint {str(meta.get('fingerprint'))[:12]}, these have "
             f"{dataset.fingerprint[:12]}), and there are no identity names on both sides to compare; train the teacher "
             "on these data, or pack both from named folders"
+        )
+
+
+def require_same_size(student: Backbone, teacher: Any) -> None:
+    """Refuse a teacher that takes images of another size than the student: both look at the same pixels.
+
+    Raises:
+        ConfigError: the sizes differ.
+    """
+    if tuple(student.input_size) != tuple(teacher.input_size):
+        raise ConfigError(
+            f"the teacher takes images of {teacher.input_size[0]}x{teacher.input_size[1]} and the student of "
+            f"{student.input_size[0]}x{student.input_size[1]}; both look at the same images: set "
+            "backbone.input_size to the teacher's, or take another teacher"
         )
 
 
@@ -168,8 +255,12 @@ def build_objective(config: TrainRun, dataset: Any, teacher: TeacherParts | None
     margin, input_spec = build_margin(config), build_input_spec(config)
     if teacher is None:
         return ClassificationObjective(backbone, head, margin, input_spec)
+    require_same_size(backbone, teacher.teacher.backbone)
+    terms = build_terms(config)
+    for term in terms:  # after backbone and head, whose random numbers stay those of an undistilled run
+        term.loss.set_dims(backbone.embedding_dim, teacher.teacher.head.weight.shape[1])
     return DistillationObjective(
-        backbone, head, margin, input_spec, teacher.teacher, teacher.margin, build_terms(config), steps_per_epoch
+        backbone, head, margin, input_spec, teacher.teacher, teacher.margin, terms, steps_per_epoch
     )
 
 

@@ -12,11 +12,19 @@ from gkd.data import DATASETS
 from gkd.distill import GROUPINGS, LOSSES, Grouping
 from gkd.heads import HEADS, MARGINS
 from gkd.models import BACKBONES, InputSpec
+from gkd.models.create import ONNX_PREFIX
+from gkd.models.onnx_backbone import OnnxBackbone
 from gkd.models.timm_adapter import TimmBackbone
 from gkd.train.schedule import SCHEDULES
 
 DataPart = Annotated[Part, PartOf(DATASETS, "dataset", include=["path"])]
 BackbonePart = Annotated[Part, PartOf(BACKBONES, "backbone", open_prefixes={"timm:": (TimmBackbone, "model")})]
+TeacherBackbonePart = Annotated[
+    Part,
+    PartOf(
+        BACKBONES, "backbone", open_prefixes={"timm:": (TimmBackbone, "model"), ONNX_PREFIX: (OnnxBackbone, "path")}
+    ),
+]
 HeadPart = Annotated[Part, PartOf(HEADS, "head")]
 MarginPart = Annotated[Part, PartOf(MARGINS, "margin", is_checked=True)]
 LossPart = Annotated[Part, PartOf(LOSSES, "loss", nested={Grouping: GROUPINGS}, is_checked=True)]
@@ -62,16 +70,94 @@ class InputSettings(ConfigModel):
         default=InputSpec.std, description="per channel, in 0..255 units"
     )
 
+    @classmethod
+    def cross_checks(cls, raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Figures for pixels in 0..1 are a common slip."""
+        std = raw.get("std")
+        if isinstance(std, list | tuple) and std and all(isinstance(value, float) and 0 < value < 1 for value in std):
+            yield "std", f"{list(std)} is for pixels in 0..1; here pixels are 0..255: multiply mean and std by 255"
+
+
+class TeacherInput(InputSettings):
+    """What a network that is not ours takes. None of it is guessed: a wrong one still works, only worse."""
+
+    color: Literal["rgb", "bgr"] = Field(description="channel order that the network takes")
+    mean: tuple[PixelValue, PixelValue, PixelValue] = Field(description="per channel, in 0..255 units")
+    std: tuple[PixelDeviation, PixelDeviation, PixelDeviation] = Field(description="per channel, in 0..255 units")
+
+
+class CentreSettings(ConfigModel):
+    """Class weights made of the teacher's own embeddings: the mean of each identity."""
+
+    folder: FilePath = Field(
+        description="where the teacher's embeddings of the training images and the centres are kept; made where missing"
+    )
+    min_cosine: Annotated[float, Field(ge=-1, lt=1)] | None = Field(
+        default=None, description="leave out images less similar than this to the rest of their class; null keeps all"
+    )
+    reuse_embeddings: bool = Field(
+        default=True, description="train from the kept embeddings instead of running the teacher on every batch"
+    )
+
 
 class TeacherSettings(ConfigModel):
-    """A frozen, finished network to distil from, and the proof it must give before the first step."""
+    """A frozen network to distil from, and the proof it must give before the first step.
 
-    run: FilePath = Field(description="folder of the teacher's finished run, with its student.pt and head.pt")
+    Either `run`, or `backbone` with `input`, `centres` and, unless it is an ONNX file, `weights`.
+    """
+
+    run: FilePath | None = Field(
+        default=None, description="folder of the teacher's finished run, with its student.pt and head.pt"
+    )
+    backbone: TeacherBackbonePart | None = Field(
+        default=None, description="a network that is not from a run of ours, such as onnx:<path>"
+    )
+    weights: FilePath | None = Field(default=None, description="weight file of `backbone`")
+    input: TeacherInput | None = Field(default=None, description="the input conversion of `backbone`")
+    centres: CentreSettings | None = Field(
+        default=None, description="class weights from the embeddings of the training images, instead of head.pt"
+    )
+    margin: MarginPart | None = Field(
+        default=None, description="margin of logits over class centres; null takes that of the run"
+    )
     check_pairs: FilePath = Field(description="pair set (.bin) on which the teacher must verify faces")
     min_accuracy: Fraction = Field(description="verification accuracy that the teacher must reach, a fraction")
     min_train_rank1: Fraction = Field(description="share of training images whose own class must rank first")
     check_samples: int = Field(default=1000, ge=1000, description="training images that the rank-1 check looks at")
     precision: Precision = Field(default="fp32", description="arithmetic of the teacher's forward pass")
+
+    @classmethod
+    def cross_checks(cls, raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """One source of the network, with everything that it needs and nothing that it does not."""
+        keys = ("run", "backbone", "weights", "input", "centres", "margin")
+        given = {key for key in keys if raw.get(key) is not None}
+        if len(given & {"run", "backbone"}) != 1:
+            both = "both are set" if given & {"run", "backbone"} else "neither is set"
+            yield "run", f"a teacher comes from a finished run (`run`) or is a `backbone`, and {both}"
+            return
+        if "run" in given:
+            for key in sorted(given & {"weights", "input"}):
+                yield key, "goes with `backbone`; a run has its own: remove it"
+        else:
+            yield from _foreign_checks(given, _part_name(raw["backbone"]).startswith(ONNX_PREFIX))
+        if "margin" in given and "centres" not in given:
+            yield "margin", "goes with `centres`; the class weights of a run keep the margin they were trained with"
+
+
+def _foreign_checks(given: set[str], is_onnx: bool) -> Iterator[tuple[str, str]]:
+    if "input" not in given:
+        yield "input", "missing: say which color, mean and std `backbone` was trained with"
+    if "centres" not in given:
+        yield "centres", "missing: `backbone` comes without class weights; name a folder to keep class centres in"
+    if is_onnx and "weights" in given:
+        yield "weights", "an ONNX file holds its weights: remove it"
+    if not is_onnx and "weights" not in given:
+        yield "weights", "missing: the file that holds the weights of `backbone`"
+
+
+def _part_name(part: Any) -> str:
+    name = part.get("name") if isinstance(part, Mapping) else part
+    return name if isinstance(name, str) else ""
 
 
 class DistillTerm(ConfigModel):

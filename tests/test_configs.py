@@ -104,5 +104,5 @@ def test_the_card_asks_for_an_iresnet100_teacher_with_arcface() -> None:
 
 
 def test_tables_are_what_the_configs_speak_of() -> None:
-    assert set(LOSSES) == {"gkd"}
+    assert set(LOSSES) == {"gkd", "kd", "dkd", "embedding", "rkd"}
     assert set(GROUPINGS) == {"top_k", "cumulative_mass"}

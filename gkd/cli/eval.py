@@ -1,5 +1,7 @@
 """Verify faces with a trained network: `tools/eval.py --weights PATH --data FILE.bin|DIR …`.
 
+A foreign network is an .onnx file; it does not say how it takes its pixels, so that is declared and checked.
+
 Works on one process and under torchrun, where the images are shared over the ranks and rank 0 reports.
 """
 
@@ -22,8 +24,10 @@ from gkd.core import distributed
 from gkd.core.errors import CheckpointError, ConfigError, DataError
 from gkd.core.log import set_up_logging
 from gkd.data import PairSet
+from gkd.inference.check_input import InputCheck, check_input, describe_input
 from gkd.inference.embed import evaluate_pairs
-from gkd.models import InputSpec, load_student
+from gkd.models import Backbone, InputSpec, OnnxBackbone, load_student
+from gkd.models.create import ONNX_PREFIX
 
 _LOG = logging.getLogger(__name__)
 _STUDENT_PLACES = ("weights/student.pt", "student.pt")
@@ -40,12 +44,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="tools/eval.py", description="Verification accuracy of a network on sets of face pairs (.bin files)."
     )
     add = parser.add_argument
-    add("--weights", type=Path, required=True, help="a student.pt, or the run folder that holds one")
+    add("--weights", type=Path, required=True, help="a student.pt, the run folder that holds one, or an .onnx file")
     add("--data", type=Path, required=True, nargs="+", metavar="FILE.bin|DIR", help="pair sets, or folders of them")
     add("--no-flip", action="store_true", help="embed the image alone, not image plus mirror image")
     add("--color", choices=("rgb", "bgr"), help="channel order of the network's input, against what the weights say")
     add("--mean", type=float, nargs="+", help="one or three means in 0..255 units, against what the weights say")
     add("--std", type=float, nargs="+", help="one or three deviations in 0..255 units, against what the weights say")
+    add(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="image size in pixels, for an .onnx file that leaves it open",
+    )
+    add("--no-input-check", action="store_true", help="trust what --color, --mean and --std say of an .onnx file")
     add("--batch-size", type=int, default=64, help="images a forward pass (default %(default)s)")
     add("--device", help="cpu, cuda, cuda:1 …; the default is a GPU where there is one")
     add("--json", type=Path, metavar="OUT", help="also write the figures to this JSON file")
@@ -57,14 +69,78 @@ def _run(arguments: argparse.Namespace) -> int:
     with distributed.process_group():
         set_up_logging(distributed.rank())
         sets = find_sets(arguments.data)
-        weights = find_student(arguments.weights)
         device = _device(arguments.device)
-        backbone, declared_spec, _ = load_student(weights)
-        input_spec = _input_spec(declared_spec, arguments)
-        report = _evaluate_all(backbone.to(device), input_spec, sets, arguments, device)
+        weights, backbone, input_spec = _load(arguments)
+        backbone = backbone.to(device)
+        check = None
+        if isinstance(backbone, OnnxBackbone) and not arguments.no_input_check:
+            check = _check_input(backbone, input_spec, sets, arguments, device)
+        report = _evaluate_all(backbone, input_spec, sets, arguments, device)
         if distributed.rank() == 0:
-            write_report(report, weights, input_spec, arguments)
+            write_report(report, weights, input_spec, arguments, check)
         return EXIT_REFUSED if report.failures else 0
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Path, Backbone, InputSpec]:
+    """The weights' path, the network and its input conversion."""
+    text = str(arguments.weights)
+    if text.startswith(ONNX_PREFIX) or arguments.weights.suffix.lower() == ".onnx":
+        path = Path(text.removeprefix(ONNX_PREFIX))
+        input_spec = declared_input(path, arguments)
+        size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
+        foreign = OnnxBackbone(path=path, input_size=size)
+        _LOG.info("%s: input %s, %dx%d, as declared", path, describe_input(input_spec), *foreign.input_size)
+        return path, foreign, input_spec
+    if arguments.size is not None:
+        raise ConfigError(f"--size is for an .onnx file that leaves it open; {text} says its own")
+    weights = find_student(arguments.weights)
+    backbone, declared_spec, _ = load_student(weights)
+    return weights, backbone, _input_spec(declared_spec, arguments)
+
+
+def declared_input(path: Path, arguments: argparse.Namespace) -> InputSpec:
+    """The input conversion of an ONNX file, which must be declared in full.
+
+    Raises:
+        ConfigError: a part is missing, or the numbers are in units of 0..1.
+    """
+    missing = [f"--{option}" for option in ("color", "mean", "std") if getattr(arguments, option) is None]
+    if missing:
+        raise ConfigError(
+            f"{path}: an ONNX file does not say how it takes its pixels, and {', '.join(missing)} is not given; "
+            "declare all three in units of 0..255, such as --color rgb --mean 127.5 --std 127.5 for pixels from -1 to 1"
+        )
+    mean, std = _three("mean", arguments.mean), _three("std", arguments.std)
+    if max(std) < 1:
+        hint = [_plain([255 * value for value in values]) for values in (arguments.mean, arguments.std)]
+        raise ConfigError(
+            f"--std {_plain(arguments.std)} is in units of 0..1, but pixels are 0..255 here; give "
+            f"--mean {hint[0]} --std {hint[1]}"
+        )
+    return InputSpec(color=arguments.color, mean=mean, std=std)
+
+
+def _plain(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)
+
+
+def _check_input(
+    backbone: Backbone,
+    input_spec: InputSpec,
+    sets: dict[str, Path],
+    arguments: argparse.Namespace,
+    device: torch.device,
+) -> InputCheck | None:
+    """Check the declared input on the first set that has same and different pairs."""
+    for path in sets.values():
+        try:
+            pair_set = _load_on_all_ranks(path)
+        except DataError:  # told when its turn comes
+            continue
+        if pair_set.is_same.any() and not pair_set.is_same.all():
+            return check_input(backbone, input_spec, pair_set, device=device, batch_size=arguments.batch_size)
+    _LOG.warning("the declared input is not checked: no set has both same and different pairs")
+    return None
 
 
 def find_sets(paths: Sequence[Path]) -> dict[str, Path]:

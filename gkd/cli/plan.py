@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ import torch
 from gkd import build
 from gkd.core.errors import GkdError
 from gkd.data import PairSet, decode_image
-from gkd.models import Backbone
+from gkd.inference.class_centres import origin_of
+from gkd.inference.embedding_store import STORE_FILE, check_origin, store_bytes
+from gkd.models import Backbone, InputSpec
 from gkd.models.cost import count_activations, count_macs, num_parameters
 from gkd.schema import TrainRun
 
@@ -22,16 +25,22 @@ def format_plan(config: TrainRun) -> tuple[str, bool]:
     problems: list[str] = []
     lines = [f"run folder      {config.run.folder}"]
     dataset = _attempt(problems, lambda: build.build_dataset(config))
-    lines += _backbone_lines(config)
+    with torch.device("meta"):
+        backbone = build.build_backbone(config)
+    lines.append(
+        f"backbone        {config.backbone.name}, {num_parameters(backbone) / 1e6:.2f} M parameters, "
+        f"{count_macs(backbone) / 1e6:.0f} M multiply-accumulates an image"
+    )
     if dataset is not None:
-        lines += _attempt(problems, lambda: _data_lines(config, dataset)) or []
-        _attempt(problems, lambda: _decode_first(config, dataset))
+        lines += _attempt(problems, lambda: _data_lines(config, backbone, dataset)) or []
+        # As far as the first one shows, the images have the size that the network takes.
+        _attempt(problems, lambda: decode_image(dataset[0][0], backbone.input_size, dataset.describe(0)))
     else:
         lines.append(
             f"training data   {config.data.train.arguments()['path']}: not readable, so classes and steps are unknown"
         )
     lines += _set_lines(config, problems)
-    lines += _teacher_lines(config, dataset, problems)
+    lines += _teacher_lines(config, backbone, dataset, problems)
     lines += ["", "in the way:", *(f"  {problem}" for problem in problems)] if problems else ["", "ready to train"]
     return "\n".join(lines) + "\n", not problems
 
@@ -74,23 +83,10 @@ def estimate_memory(config: TrainRun, backbone: Backbone, num_classes: int) -> M
     )
 
 
-def _meta_backbone(config: TrainRun) -> Backbone:
-    with torch.device("meta"):
-        return build.build_backbone(config)
-
-
-def _backbone_lines(config: TrainRun) -> list[str]:
-    backbone = _meta_backbone(config)
-    return [
-        f"backbone        {config.backbone.name}, {num_parameters(backbone) / 1e6:.2f} M parameters, "
-        f"{count_macs(backbone) / 1e6:.0f} M multiply-accumulates an image"
-    ]
-
-
-def _data_lines(config: TrainRun, dataset: Any) -> list[str]:
+def _data_lines(config: TrainRun, backbone: Backbone, dataset: Any) -> list[str]:
     settings = build.build_settings(config, len(dataset))
     build.build_schedule(config, len(dataset))
-    memory = estimate_memory(config, _meta_backbone(config), dataset.num_identities)
+    memory = estimate_memory(config, backbone, dataset.num_identities)
     return [
         f"training data   {config.data.train.arguments()['path']}: {len(dataset)} images of "
         f"{dataset.num_identities} classes",
@@ -102,11 +98,6 @@ def _data_lines(config: TrainRun, dataset: Any) -> list[str]:
     ]
 
 
-def _decode_first(config: TrainRun, dataset: Any) -> None:
-    """Refuse images of another size than the network takes, as far as the first one shows."""
-    decode_image(dataset[0][0], _meta_backbone(config).input_size, dataset.describe(0))
-
-
 def _set_lines(config: TrainRun, problems: list[str]) -> list[str]:
     lines = []
     for path in config.evaluation.sets:
@@ -116,15 +107,33 @@ def _set_lines(config: TrainRun, problems: list[str]) -> list[str]:
     return lines
 
 
-def _teacher_lines(config: TrainRun, dataset: Any, problems: list[str]) -> list[str]:
-    if config.teacher is None:
+def _teacher_lines(config: TrainRun, student: Backbone, dataset: Any, problems: list[str]) -> list[str]:
+    settings = config.teacher
+    if settings is None:
         return []
-    check_pairs = config.teacher.check_pairs
-    _attempt(problems, lambda: PairSet.load(check_pairs))
+    _attempt(problems, lambda: PairSet.load(settings.check_pairs))
+    name = settings.run or (settings.backbone and settings.backbone.name)
     if dataset is None:
-        return [f"teacher         {config.teacher.run}: checked once the training data are there"]
-    parts = _attempt(problems, lambda: build.build_teacher(config, dataset))
-    if parts is None:
+        return [f"teacher         {name}: checked once the training data are there"]
+    network = _attempt(problems, lambda: build.build_teacher_network(config))
+    if network is None:
         return []
-    backbone = parts.teacher.backbone
-    return [f"teacher         {config.teacher.run}: {num_parameters(backbone) / 1e6:.2f} M parameters, frozen"]
+    backbone, input_spec = network
+    _attempt(problems, lambda: build.require_same_size(student, backbone))
+    size = num_parameters(backbone)  # none in an ONNX file's network
+    lines = [f"teacher         {name}: {f'{size / 1e6:.2f} M parameters, ' if size else ''}frozen, {input_spec}"]
+    if settings.centres is None:
+        _attempt(problems, lambda: build.build_teacher(config, dataset, torch.device("cpu")))
+        return lines
+    return lines + (
+        _attempt(problems, lambda: _centre_lines(settings.centres.folder, backbone, input_spec, dataset)) or []
+    )
+
+
+def _centre_lines(folder: Path, backbone: Backbone, input_spec: InputSpec, dataset: Any) -> list[str]:
+    origin = origin_of(backbone, input_spec, dataset)
+    gigabytes = store_bytes(origin) / 1e9
+    if not (folder / STORE_FILE).exists():
+        return [f"class centres   {folder}: to be made from {len(dataset)} images, {gigabytes:.2f} GB of embeddings"]
+    check_origin(folder, origin)
+    return [f"class centres   {folder}: there, {gigabytes:.2f} GB of embeddings of these images"]

@@ -19,14 +19,15 @@ from gkd.core.config import dump_yaml, load_config, to_plain
 from gkd.core.log import set_up_logging
 from gkd.data import PairSet
 from gkd.data.loader import TrainLoader
-from gkd.inference.check_teacher import check_teacher
+from gkd.inference.check_teacher import TeacherCheck, check_teacher
 from gkd.inference.embed import evaluate_pairs
+from gkd.inference.teacher import Teacher
 from gkd.models import save_head, save_student
 from gkd.schema import TrainRun
 from gkd.train.checkpoint import Checkpoints
 from gkd.train.metrics import RunLog
 from gkd.train.run_folder import choose_checkpoint, locked, record_start, require_same_run
-from gkd.train.state import environment, random_state, restore_random_state, run_tensors
+from gkd.train.state import check_values, environment, random_state, restore_random_state, run_tensors
 from gkd.train.stop import StopOnSignal
 from gkd.train.trainer import Trainer
 
@@ -63,6 +64,23 @@ def _train_or_plan(arguments: argparse.Namespace) -> int:
             return Run(config, sys.argv).train()
 
 
+def check_teacher_of(config: TrainRun, teacher: Teacher, dataset: Any, device: torch.device) -> TeacherCheck:
+    """Measure the teacher of `config` and refuse it below the minima set there; see `check_teacher`."""
+    settings = config.teacher
+    assert settings is not None
+    return check_teacher(
+        teacher,
+        PairSet.load(settings.check_pairs),
+        dataset,
+        min_accuracy=settings.min_accuracy,
+        min_train_rank1=settings.min_train_rank1,
+        num_samples=settings.check_samples,
+        device=device,
+        is_foreign=settings.backbone is not None,
+        record=settings.centres.folder / "teacher_check.json" if settings.centres else None,
+    )
+
+
 class Run:
     """One training run, put together from its config."""
 
@@ -71,19 +89,17 @@ class Run:
         self.command = command
         self.device = distributed.device()
         self.folder = config.run.folder
-        torch.manual_seed(config.run.seed)
         self.dataset = build.build_dataset(config)
         self.pair_sets = build.build_pair_sets(config.evaluation.sets)
-        teacher = build.build_teacher(config, self.dataset) if config.teacher else None
+        teacher = build.build_teacher(config, self.dataset, self.device) if config.teacher else None
         self.settings = build.build_settings(config, len(self.dataset))
+        # Just before the weights are drawn: a control and its student start from the same ones.
+        torch.manual_seed(config.run.seed)
         self.objective = build.build_objective(config, self.dataset, teacher, self.settings.steps_per_epoch).to(
             self.device
         )
         # The loader's images are (N, H, W, 3) in memory, and convolutions are faster on that order.
         self.objective.backbone.to(memory_format=torch.channels_last)
-        if teacher is not None:
-            teacher.teacher.to(self.device)
-            teacher.teacher.backbone.to(memory_format=torch.channels_last)
         self.teacher = teacher
         self.optimizer = build.build_optimizer(config, self.objective)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=config.train.keep_last)
@@ -97,7 +113,10 @@ class Run:
         """Train to the end; returns 0, or 128 + the signal that stopped the run."""
         start_step = self._resume()
         if self.teacher is not None and start_step < self.settings.total_steps:
-            self._check_teacher(self.teacher.teacher)
+            teacher = self.teacher.teacher
+            check_teacher_of(self.config, teacher, self.dataset, self.device)
+            if teacher.stored is not None:
+                teacher.backbone.cpu()  # it has done its part
         if distributed.rank() == 0:
             record_start(self.folder, dump_yaml(self.config), self.command, self.values["environment"])
         logger.info(
@@ -127,19 +146,6 @@ class Run:
         logger.info("weights: %s   TensorBoard: tensorboard --logdir %s", self.folder / build.STUDENT_FILE, self.folder)
         return 0 if done == self.settings.total_steps else 128 + stop.signal_number
 
-    def _check_teacher(self, teacher: Any) -> None:
-        settings = self.config.teacher
-        assert settings is not None
-        check_teacher(
-            teacher,
-            PairSet.load(settings.check_pairs),
-            self.dataset,
-            min_accuracy=settings.min_accuracy,
-            min_train_rank1=settings.min_train_rank1,
-            num_samples=settings.check_samples,
-            device=self.device,
-        )
-
     def _loader(self, start_step: int) -> TrainLoader:
         data = self.config.data
         return TrainLoader(
@@ -166,6 +172,7 @@ class Run:
         if path is None:
             return 0
         saved = self.checkpoints.load(path, run_tensors(self.objective, self.optimizer))
+        check_values(path, saved, self.settings.total_steps)
         require_same_run(path, saved, self.values, is_explicit=resume not in ("auto", "never"))
         step = int(saved["step"])
         restore_random_state(saved["random_state"], self.config.run.seed, step)

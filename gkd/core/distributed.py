@@ -66,7 +66,7 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[None]:
         reason = str(error).splitlines()[0]
         raise GkdError(
             f"could not form a group of {os.environ['WORLD_SIZE']} processes at {address}: {reason}; if the port is in "
-            "use, give torchrun another with --master-port, or --rdzv-endpoint=localhost:0 for a free one"
+            "use, give torchrun another with --master-port, or --standalone for a free one on one machine"
         ) from error
     try:
         yield

@@ -6,6 +6,7 @@ weights through `torch.load(weights_only=True)`. Sizes are bounded before memory
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pickle
@@ -64,6 +65,30 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_folder(folder: Path, key: str, holder: str) -> Iterator[None]:
+    """Hold `folder` for this process, made where it is missing; the lock falls with the process, however it ends.
+
+    Args:
+        key: the setting that names the folder, for messages.
+        holder: what another process that holds it would be doing, for the message.
+
+    Raises:
+        GkdError: another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise GkdError(f"{key}: cannot write in {folder}: {error.strerror}; choose another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise GkdError(f"{key}: {holder} in {folder}; wait for it, or choose another folder") from error
+        yield
 
 
 def restricted_unpickle(

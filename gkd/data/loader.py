@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -179,8 +179,9 @@ def _as_it_is(result: Any) -> Any:
 
 
 def _quieten_worker(_worker_id: int) -> None:
-    # Ctrl-C in a terminal reaches every process; the main one decides when loading ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C in a terminal, and a launcher that ends a group, signal every process of it; the main one decides when
+    # loading ends, so that it can still finish its step and save.
+    os.setpgid(0, 0)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 

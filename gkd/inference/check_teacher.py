@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from gkd.core.errors import CheckpointError
-from gkd.data import PairSet
+from gkd.core import distributed
+from gkd.core.errors import CheckpointError, DataError
+from gkd.core.files import atomic_write, read_bounded
+from gkd.data import FaceData, PairSet
+from gkd.inference.check_input import check_input
 from gkd.inference.embed import embed_images, evaluate_pairs
+from gkd.inference.embedding_store import network_digest
 from gkd.inference.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-
-class FaceData(Protocol):
-    """Encoded images with class labels."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]: ...
-
-    def describe(self, index: int) -> str: ...
+_MAX_RECORD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,27 @@ def check_teacher(
     min_train_rank1: float,
     num_samples: int,
     device: torch.device,
+    is_foreign: bool = False,
+    record: Path | None = None,
 ) -> TeacherCheck:
     """Measure `teacher` on `pairs` and on `num_samples` evenly spaced training images (all where there are fewer).
 
+    Args:
+        is_foreign: the network's input was declared by hand, so the likely alternatives are compared as well.
+        record: a file to keep the figures in; where it has those of this very teacher, pairs and data, they are taken
+            from it.
+
     Raises:
         CheckpointError: a figure is below its minimum; the message gives both figures.
+        ConfigError: another input conversion than the declared one is clearly better.
     """
-    accuracy = evaluate_pairs(
-        teacher.backbone, teacher.input_spec, pairs, flip=True, batch_size=64, device=device
-    ).accuracy
-    indices = np.unique(np.linspace(0, len(dataset) - 1, num=min(num_samples, len(dataset))).astype(np.int64))
-    check = TeacherCheck(accuracy, _rank1(teacher, dataset, indices, device), len(indices))
+    key = _key(teacher, pairs, dataset, num_samples) if record is not None else {}
+    check = _recorded(record, key)
+    if check is None:
+        if is_foreign:
+            check_input(teacher.backbone, teacher.input_spec, pairs, device=device)
+        check = _measure(teacher, pairs, dataset, num_samples, device)
+        _write_record(record, key, check)
     logger.info(
         "teacher: verification accuracy %.4f on %s, training rank-1 %.4f on %d images",
         check.accuracy,
@@ -63,14 +72,24 @@ def check_teacher(
         check.train_rank1,
         check.num_samples,
     )
-    if accuracy < min_accuracy or check.train_rank1 < min_train_rank1:
+    if check.accuracy < min_accuracy or check.train_rank1 < min_train_rank1:
         raise CheckpointError(
-            f"the teacher is too weak to learn from: verification accuracy {accuracy:.4f} on {pairs.name} "
+            f"the teacher is too weak to learn from: verification accuracy {check.accuracy:.4f} on {pairs.name} "
             f"(teacher.min_accuracy {min_accuracy}), rank-1 {check.train_rank1:.4f} on {check.num_samples} training "
             f"images (teacher.min_train_rank1 {min_train_rank1}); check that its weights, input convention and class "
             "list belong to this data, or lower the minimum if these figures are what you expect"
         )
     return check
+
+
+def _measure(
+    teacher: Teacher, pairs: PairSet, dataset: FaceData, num_samples: int, device: torch.device
+) -> TeacherCheck:
+    accuracy = evaluate_pairs(
+        teacher.backbone, teacher.input_spec, pairs, flip=True, batch_size=64, device=device, name=pairs.name
+    ).accuracy
+    indices = np.unique(np.linspace(0, len(dataset) - 1, num=min(num_samples, len(dataset))).astype(np.int64))
+    return TeacherCheck(accuracy, _rank1(teacher, dataset, indices, device), len(indices))
 
 
 @torch.no_grad()
@@ -89,3 +108,42 @@ def _rank1(teacher: Teacher, dataset: FaceData, indices: np.ndarray, device: tor
     cosine = teacher.head.cosine(torch.from_numpy(embeddings).to(device))
     predicted = cosine.argmax(1).cpu().numpy()
     return float(np.mean(predicted == np.array([label for _, label in records])))
+
+
+def _key(teacher: Teacher, pairs: PairSet, dataset: FaceData, num_samples: int) -> dict[str, Any]:
+    """Everything that the figures depend on."""
+    weights = teacher.head.weight.detach().cpu().contiguous().numpy()
+    digest = hashlib.sha256(np.packbits(pairs.is_same).tobytes())
+    for image in pairs.images:
+        digest.update(hashlib.sha256(image).digest())
+    return {
+        "network": network_digest(teacher.backbone),
+        "input": str(teacher.input_spec),
+        "class_weights": hashlib.sha256(weights.tobytes()).hexdigest(),
+        "pairs": digest.hexdigest(),
+        "data": dataset.fingerprint,
+        "num_samples": num_samples,
+    }
+
+
+def _recorded(record: Path | None, key: dict[str, Any]) -> TeacherCheck | None:
+    """The figures in `record` if they are those of `key`; rank 0 reads for all. A damaged record counts for nothing."""
+    check: TeacherCheck | None = None
+    if record is not None and distributed.rank() == 0 and record.exists():
+        try:
+            values = json.loads(read_bounded(record, _MAX_RECORD_BYTES))
+            if values["key"] == key:
+                check = TeacherCheck(
+                    float(values["accuracy"]), float(values["train_rank1"]), int(values["num_samples"])
+                )
+        except (DataError, ValueError, KeyError, TypeError, RecursionError):
+            logger.warning("%s: damaged; the teacher is measured anew", record)
+    found: TeacherCheck | None = distributed.broadcast_object(check)
+    return found
+
+
+def _write_record(record: Path | None, key: dict[str, Any], check: TeacherCheck) -> None:
+    if record is None or distributed.rank() != 0:
+        return
+    with atomic_write(record) as temporary:
+        temporary.write_text(json.dumps({"key": key, **asdict(check)}, indent=2) + "\n", encoding="utf-8")

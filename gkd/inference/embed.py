@@ -76,14 +76,14 @@ def embed_images(
     failure: tuple[int, Exception] | None = None
     current = 0
     try:
-        with torch.inference_mode(), _eval_mode(backbone):
+        with torch.inference_mode(), eval_mode(backbone):
             for current, pixels in _decoded_batches(images, own_batches, batch_size, input_size(backbone), describe):
                 rows[current] = _embed_batch(backbone, input_spec, pixels.to(device), flip)
     except _UndecodableBatchError as error:
         failure = (error.batch, error.cause)
     except Exception as error:  # told to the other ranks first, which wait in the gathering below; then raised
         failure = (current, error)
-    _raise_first_failure(failure)
+    raise_first_failure(failure)
     return _join(distributed.gather_objects(rows), num_batches, int(backbone.embedding_dim))  # type: ignore[arg-type]
 
 
@@ -136,7 +136,7 @@ class _UndecodableBatchError(Exception):
 
 
 @contextmanager
-def _eval_mode(backbone: nn.Module) -> Iterator[None]:
+def eval_mode(backbone: nn.Module) -> Iterator[None]:
     """Eval mode, then each module back to the mode it had: some may have been frozen one by one."""
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
@@ -177,15 +177,32 @@ def _collect(batch: int, decoded: list[Future[npt.NDArray[np.uint8]]]) -> tuple[
     return batch, torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 
+def embed_pixels(backbone: nn.Module, input_spec: InputSpec, pixels: Tensor) -> Tensor:
+    """Raw embeddings (N, D) in fp32 on the CPU of uint8 RGB images (N, 3, H, W)."""
+    embeddings: Tensor = backbone(input_spec.convert(pixels))
+    return embeddings.float().cpu()
+
+
 def _embed_batch(backbone: nn.Module, input_spec: InputSpec, pixels: Tensor, flip: bool) -> npt.NDArray[np.float32]:
-    embeddings: Tensor = backbone(input_spec.convert(pixels)).float()
+    embeddings = embed_pixels(backbone, input_spec, pixels)
     if flip:
-        embeddings = embeddings + backbone(input_spec.convert(pixels.flip(-1))).float()
-    rows: npt.NDArray[np.float32] = embeddings.cpu().numpy()
+        embeddings = embeddings + embed_pixels(backbone, input_spec, pixels.flip(-1))
+    rows: npt.NDArray[np.float32] = embeddings.numpy()
     return rows
 
 
-def _raise_first_failure(failure: tuple[int, Exception] | None) -> None:
+def on_first_rank(function: Callable[[], object]) -> None:
+    """Call `function` on rank 0; what it raises is raised on every rank, so none goes on alone."""
+    failure: tuple[int, Exception] | None = None
+    if distributed.rank() == 0:
+        try:
+            function()
+        except Exception as error:  # told to the other ranks first, which wait below; then raised
+            failure = (0, error)
+    raise_first_failure(failure)
+
+
+def raise_first_failure(failure: tuple[int, Exception] | None) -> None:
     """Raise on every rank the failure of the lowest batch, which one process alone would have met first.
 
     Only text travels between ranks: an exception need not survive the journey.

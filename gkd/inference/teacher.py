@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gkd.core.types import Batch, Views
 from gkd.heads import SoftmaxHead
+from gkd.inference.embedding_store import EmbeddingStore
 from gkd.models import InputSpec
 
 
@@ -17,18 +18,28 @@ class Teacher(nn.Module):
 
     It stays in eval mode whatever `train()` is asked, has no gradient, and runs under `torch.no_grad`. Whoever holds
     one keeps it out of DDP and of checkpoints.
+
+    Args:
+        stored: the backbone's embeddings of the training images and their mirror images, to be read instead of running
+            the backbone. They stand for every view of an image as long as mirroring is the only augmentation.
     """
 
     head: SoftmaxHead
 
     def __init__(
-        self, backbone: nn.Module, head: SoftmaxHead, input_spec: InputSpec, precision: Literal["fp32", "bf16"] = "fp32"
+        self,
+        backbone: nn.Module,
+        head: SoftmaxHead,
+        input_spec: InputSpec,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        stored: EmbeddingStore | None = None,
     ) -> None:
         super().__init__()
         self.precision = precision
         self.backbone = backbone
         self.head = head
         self.input_spec = input_spec
+        self.stored = stored
         self.requires_grad_(False)
         self.train(False)
 
@@ -40,7 +51,12 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Views:
         """Embeddings (N, D) and cosines to the class weights (N, C), as `Views.logits` without scale or margin."""
-        is_low = self.precision == "bf16"
-        with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=is_low):
-            embeddings = self.backbone(self.input_spec.convert(batch.images))
+        embeddings = self._embed(batch)
         return Views(embeddings=embeddings, logits=self.head.cosine(embeddings))
+
+    def _embed(self, batch: Batch) -> Tensor:
+        if self.stored is not None:
+            return self.stored.lookup(batch.sample_ids, batch.is_flipped)
+        with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            embeddings: Tensor = self.backbone(self.input_spec.convert(batch.images))
+        return embeddings

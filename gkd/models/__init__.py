@@ -8,6 +8,7 @@ from gkd.models.cost import count_macs, num_parameters
 from gkd.models.create import BACKBONES, create_backbone
 from gkd.models.head_file import load_head, save_head
 from gkd.models.input_spec import InputSpec
+from gkd.models.onnx_backbone import OnnxBackbone
 from gkd.models.weights import LoadReport, load_student, load_weights, save_student
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Backbone",
     "InputSpec",
     "LoadReport",
+    "OnnxBackbone",
     "count_macs",
     "create_backbone",
     "load_head",

@@ -12,6 +12,7 @@ from gkd.models.backbone import Backbone
 from gkd.models.iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100, iresnet200
 from gkd.models.mobilefacenet import MobileFaceNet
 from gkd.models.mobilefacenet_classic import MobileFaceNetClassic
+from gkd.models.onnx_backbone import OnnxBackbone
 from gkd.models.timm_adapter import TimmBackbone
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -26,34 +27,44 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 }
 
 TIMM_PREFIX = "timm:"
+ONNX_PREFIX = "onnx:"
+# What follows the prefix, and the argument that takes it.
+_PREFIXED: dict[str, tuple[Callable[..., Backbone], str]] = {
+    TIMM_PREFIX: (TimmBackbone, "model"),
+    ONNX_PREFIX: (OnnxBackbone, "path"),
+}
 
 
-def create_backbone(name: str, embedding_dim: int = 512, **options: Any) -> Backbone:
+def create_backbone(name: str, embedding_dim: int | None = None, **options: Any) -> Backbone:
     """Build a backbone with fresh weights; its `architecture` remembers the name and all settings.
 
+    A network from an ONNX file comes with its own weights, frozen, and remembers nothing: it is no student.
+
     Args:
-        name: a key of `BACKBONES`, or `timm:` and the name of a timm network.
-        embedding_dim: D.
+        name: a key of `BACKBONES`, `timm:` and the name of a timm network, or `onnx:` and the path of a file.
+        embedding_dim: D; None is 512, or what the file of a network says.
         options: further settings of that backbone, such as `input_size` or `width_multiplier`.
 
     Raises:
-        ConfigError: an unknown name or option, or a setting out of its range.
+        ConfigError: an unknown name or option, a setting out of its range, or one that a file contradicts.
+        CheckpointError: a file that cannot be used.
     """
-    settings = _settings(name, {"embedding_dim": embedding_dim, **options})
-    backbone = TimmBackbone(**settings) if name.startswith(TIMM_PREFIX) else BACKBONES[name](**settings)
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-    backbone.architecture = {**plain, "name": name}
+    given = options if embedding_dim is None else {"embedding_dim": embedding_dim, **options}
+    build, settings = _settings(name, given)
+    backbone = build(**settings)
+    if not isinstance(backbone, OnnxBackbone):
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        backbone.architecture = {**plain, "name": name}
     return backbone
 
 
-def _settings(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All keyword arguments of the named backbone: those given, and the defaults of the others."""
-    if name.startswith(TIMM_PREFIX):
-        if given.get("model", model := name.removeprefix(TIMM_PREFIX)) != model:
-            raise ConfigError(f"backbone {name} takes its network from the name, got model {given['model']!r} too")
-        signature, given = inspect.signature(TimmBackbone), {"model": model, **given}
-    else:
-        signature = inspect.signature(_lookup(name))
+def _settings(name: str, given: dict[str, Any]) -> tuple[Callable[..., Backbone], dict[str, Any]]:
+    """What builds the named backbone, and all its keyword arguments: those given, and the others' defaults."""
+    build, fixed = _lookup(name)
+    for key, value in fixed.items():
+        if given.get(key, value) != value:
+            raise ConfigError(f"backbone {name} takes its network from the name, got {key} {given[key]!r} too")
+    signature, given = inspect.signature(build), {**fixed, **given}
     for option in given:
         if option not in signature.parameters:
             raise ConfigError(f"backbone {name} has no option {option!r}; it takes {', '.join(signature.parameters)}")
@@ -62,12 +73,16 @@ def _settings(name: str, given: dict[str, Any]) -> dict[str, Any]:
     except TypeError as error:
         raise ConfigError(f"backbone {name}: {error}") from error
     bound.apply_defaults()
-    return dict(bound.arguments)
+    return build, dict(bound.arguments)
 
 
-def _lookup(name: str) -> Callable[..., Backbone]:
+def _lookup(name: str) -> tuple[Callable[..., Backbone], dict[str, Any]]:
+    """What builds the named backbone, and the argument that the name itself gives."""
+    for prefix, (build, argument) in _PREFIXED.items():
+        if name.startswith(prefix):
+            return build, {argument: name.removeprefix(prefix)}
     if name in BACKBONES:
-        return BACKBONES[name]
+        return BACKBONES[name], {}
     nearest = difflib.get_close_matches(name, BACKBONES, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(BACKBONES)} and timm:<name>"
-    raise ConfigError(f"unknown backbone {name!r}; {hint}")
+    known = f"known are {', '.join(BACKBONES)}, timm:<name> and onnx:<path>"
+    raise ConfigError(f"unknown backbone {name!r}; {f'did you mean {nearest[0]!r}?' if nearest else known}")

@@ -19,7 +19,7 @@ from gkd.core.errors import CheckpointError, ConfigError
 from gkd.core.files import atomic_write, restricted_load_torch
 from gkd.models.backbone import Backbone
 from gkd.models.contents import check_format, check_plain, check_tensor, check_tensors, shapes_of
-from gkd.models.create import create_backbone
+from gkd.models.create import ONNX_PREFIX, create_backbone
 from gkd.models.families import describe_difference, describe_family, known_prefix
 from gkd.models.input_spec import InputSpec
 
@@ -54,7 +54,10 @@ def save_student(
         CheckpointError: a weight is not finite, or a value in `extra` is not plain.
     """
     if not backbone.architecture:
-        raise ConfigError("save_student needs a backbone built by create_backbone, which remembers its settings")
+        raise ConfigError(
+            "save_student needs a backbone that create_backbone built and that can be trained; a network from an ONNX "
+            "file cannot be"
+        )
     state = {name: check_tensor(tensor.cpu(), f"{path}: {name}") for name, tensor in backbone.state_dict().items()}
     content = {
         "format": FORMAT,
@@ -123,6 +126,8 @@ def load_weights(backbone: Backbone, path: str | Path) -> LoadReport:
 def _build(path: Path, architecture: Any, *, on_meta: bool) -> Backbone:
     if not isinstance(architecture, dict) or not isinstance(architecture.get("name"), str):
         raise CheckpointError(f"{path}: architecture must be a dict with a name, got {str(architecture)[:200]}")
+    if architecture["name"].startswith(ONNX_PREFIX):  # a file that may come from anyone must not open another
+        raise CheckpointError(f"{path}: architecture names another file, {architecture['name'][:200]!r}; use that file")
     try:
         # Fresh weights that are thrown away must not move the caller's random numbers.
         with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):

@@ -46,7 +46,7 @@ class MetricSums:
 class RunLog:
     """`metrics.jsonl` and TensorBoard files of a run; on ranks other than 0 every call does nothing.
 
-    A resumed run continues both: lines and points at or after `start_step`, written by a run that was killed after its
+    A resumed run continues both: lines and points after `start_step` steps, written by a run that was killed after its
     last checkpoint, are dropped, for the resumed run writes them again.
     """
 
@@ -59,7 +59,7 @@ class RunLog:
         if self._path.exists():
             _keep_lines_before(self._path, start_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
 
     def __enter__(self) -> RunLog:
         return self

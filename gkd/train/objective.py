@@ -7,31 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gkd.core.errors import ConfigError
 from gkd.core.types import Batch, Losses, Views
-from gkd.heads import SoftmaxHead
+from gkd.distill import DistillLoss
+from gkd.heads import Margin, SoftmaxHead
 from gkd.models import InputSpec
-
-
-class Margin(Protocol):
-    """Cosines and labels to scaled logits, with the margin or without."""
-
-    def __call__(self, cosine: Tensor, labels: Tensor) -> Tensor: ...
-
-    def plain(self, cosine: Tensor) -> Tensor: ...
-
-
-class DistillLoss(Protocol):
-    """Student and teacher tensors, of the kinds it `needs`, to losses."""
-
-    needs: frozenset[str]
-
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Losses: ...
 
 
 class ClassificationObjective(nn.Module):
@@ -55,17 +40,17 @@ class ClassificationObjective(nn.Module):
         _, _, losses = self.classify(batch)
         return losses
 
-    def classify(self, batch: Batch) -> tuple[Tensor, Tensor, Losses]:
-        """The cosines (N, C), the margin logits (N, C) and the cross entropy of `batch`."""
+    def classify(self, batch: Batch) -> tuple[Views, Tensor, Losses]:
+        """The student's embeddings (N, D) and cosines (N, C), its margin logits (N, C) and its cross entropy."""
         embeddings = self.backbone(self.input_spec.convert(batch.images))
         cosine = self.head.cosine(embeddings)
-        logits = self.margin(cosine, batch.labels)
+        logits: Tensor = self.margin(cosine, batch.labels)
         loss = F.cross_entropy(logits, batch.labels)
         with torch.no_grad():
             accuracy = (cosine.argmax(1) == batch.labels).float().mean()
             target_cosine = cosine.gather(1, batch.labels[:, None]).mean()
         stats = {"accuracy": accuracy, "target_cosine": target_cosine}
-        return cosine, logits, Losses(loss, {"classification": loss}, stats)
+        return Views(embeddings, cosine), logits, Losses(loss, {"classification": loss}, stats)
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,7 @@ class DistillTerm:
 
     weight at an epoch: `weight` * min(epoch / warmup_epochs, 1) with epoch = floor(step / steps_per_epoch), from 0;
     Source: the released recipe of Grouped KD (w = min(epoch / 10, 1)). `student_margin` and `teacher_margin` say
-    whether the distilled logits carry the margin on that side.
+    whether the distilled logits carry the margin on that side; a loss that needs no logits has no use for them.
     """
 
     name: str
@@ -92,7 +77,12 @@ class DistillTerm:
 class DistillationObjective(ClassificationObjective):
     """Cross entropy plus weighted distillation terms against a frozen teacher.
 
-    loss = CE + sum_t w_t(epoch) * L_t(student logits, teacher logits, labels)
+    loss = CE + sum_t w_t(epoch) * L_t(what the student and the teacher show, labels)
+
+    Parameters of the terms' losses are parameters of the objective: trained, and kept in checkpoints.
+
+    Raises:
+        ConfigError: two terms have one name.
     """
 
     def __init__(
@@ -107,21 +97,30 @@ class DistillationObjective(ClassificationObjective):
         steps_per_epoch: int,
     ) -> None:
         super().__init__(backbone, head, margin, input_spec)
+        names = [term.name for term in terms]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"distillation terms must have different names, got {', '.join(names)}; rename one")
         # Not registered as a sub-module: the teacher stays out of DDP, of checkpoints and of train().
         self.__dict__["teacher"] = teacher
         self.teacher_margin = teacher_margin
         self.terms = tuple(terms)
+        self.term_losses = nn.ModuleDict({term.name: term.loss for term in terms})
         self.steps_per_epoch = steps_per_epoch
 
     def forward(self, batch: Batch) -> Losses:
-        """Losses of `batch`: the cross entropy and every term's parts under `<term>/<part>`, unweighted."""
+        """Losses of `batch`: the cross entropy and every term's parts under `<term>/<part>`, unweighted.
+
+        Raises:
+            ConfigError: a term needs logits and the teacher shows none.
+        """
         teacher: Views = self.__dict__["teacher"](batch)
-        cosine, margin_logits, losses = self.classify(batch)
+        student, margin_logits, losses = self.classify(batch)
         total, parts, stats = losses.total, dict(losses.parts), dict(losses.stats)
         for term in self.terms:
             weight = term.weight_at(self.step // self.steps_per_epoch)
-            student_logits = margin_logits if term.student_margin else self.margin.plain(cosine)
-            term_losses = term.loss(student_logits, self._teacher_logits(teacher, batch.labels, term), batch.labels)
+            term_losses: Losses = term.loss(
+                *self._term_tensors(term, student, margin_logits, teacher, batch.labels), batch.labels
+            )
             total = total + weight * term_losses.total
             parts |= {f"{term.name}/{name}": part for name, part in term_losses.parts.items()}
             parts[f"{term.name}/weighted"] = weight * term_losses.total
@@ -129,8 +128,26 @@ class DistillationObjective(ClassificationObjective):
             stats[f"{term.name}/weight"] = total.new_tensor(weight)
         return Losses(total, parts, stats)
 
+    def _term_tensors(
+        self, term: DistillTerm, student: Views, margin_logits: Tensor, teacher: Views, labels: Tensor
+    ) -> list[Tensor]:
+        """What the term's loss needs, in the order of `NEEDS`, the student's before the teacher's."""
+        tensors: list[Tensor] = []
+        if "logits" in term.loss.needs:
+            assert student.logits is not None
+            student_logits = margin_logits if term.student_margin else self.margin.plain(student.logits)
+            tensors += [student_logits, self._teacher_logits(teacher, labels, term)]
+        if "embeddings" in term.loss.needs:
+            tensors += [student.embeddings, teacher.embeddings]
+        return tensors
+
     def _teacher_logits(self, teacher: Views, labels: Tensor, term: DistillTerm) -> Tensor:
-        assert teacher.logits is not None
+        if teacher.logits is None:
+            raise ConfigError(
+                f"the distillation loss {term.name} compares class logits and the teacher has no class weights; use a "
+                "teacher with its head.pt, or a loss on embeddings"
+            )
         if term.teacher_margin:
-            return self.teacher_margin(teacher.logits, labels)
+            with_margin: Tensor = self.teacher_margin(teacher.logits, labels)
+            return with_margin
         return self.teacher_margin.plain(teacher.logits)

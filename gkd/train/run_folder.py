@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -23,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from gkd.core import distributed
-from gkd.core.errors import CheckpointError, ConfigError, GkdError
-from gkd.core.files import atomic_write
+from gkd.core.errors import CheckpointError, ConfigError
+from gkd.core.files import atomic_write, locked_folder
 from gkd.train.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -42,6 +41,8 @@ FREE_TO_CHANGE = (
     "train.timeout_minutes",
     "evaluation",
     "teacher.run",
+    "teacher.weights",
+    "teacher.centres.folder",
     "teacher.check_pairs",
     "teacher.check_samples",
     "teacher.min_accuracy",
@@ -59,18 +60,7 @@ def locked(folder: Path) -> Iterator[None]:
     if distributed.rank() != 0:
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise GkdError(f"run.folder: cannot write in {folder}: {error.strerror}; choose another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise GkdError(
-                f"run.folder: another run is writing in {folder}; wait for it, or choose another folder"
-            ) from error
+    with locked_folder(folder, "run.folder", "another run is writing"):
         yield
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gkd.core import distributed
+from gkd.core.errors import CheckpointError, ConfigError
 
 
 def run_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -33,12 +36,37 @@ def random_state() -> list[str]:
     return distributed.gather_objects(base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii"))
 
 
+def check_values(path: Path, saved: Mapping[str, Any], total_steps: int) -> None:
+    """Refuse a checkpoint whose plain values a run did not write: the file may come from anyone.
+
+    Raises:
+        CheckpointError: a value is missing or of another kind. ConfigError: the run is already past `total_steps`.
+    """
+    kinds: dict[str, type] = {
+        "step": int,
+        "config": dict,
+        "fingerprint": str,
+        "environment": dict,
+        "random_state": list,
+    }
+    bad = [name for name, kind in kinds.items() if type(saved.get(name)) is not kind]
+    if bad or not all(isinstance(state, str) for state in saved["random_state"]) or saved["step"] < 0:
+        raise CheckpointError(f"{path}: its values are not those of a training run ({', '.join(bad) or 'damaged'})")
+    if saved["step"] > total_steps:
+        raise ConfigError(
+            f"{path}: was saved after step {saved['step']}, but this run ends at step {total_steps}; raise train.epochs"
+        )
+
+
 def restore_random_state(states: list[str], seed: int, step: int) -> None:
     """Restore this rank's generator; where the number of ranks has changed, seed it from (seed, step, rank)."""
     rank = distributed.rank()
     if len(states) == distributed.world_size():
-        raw = bytearray(base64.b64decode(states[rank]))
-        torch.set_rng_state(torch.frombuffer(raw, dtype=torch.uint8))
+        try:
+            raw = bytearray(base64.b64decode(states[rank], validate=True))
+            torch.set_rng_state(torch.frombuffer(raw, dtype=torch.uint8))
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"the checkpoint's random state of rank {rank} is damaged: {error}") from error
     else:
         torch.manual_seed(hash((seed, step, rank)) & 0x7FFF_FFFF_FFFF_FFFF)
 

@@ -26,14 +26,6 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class Objective(Protocol):
-    """A batch becomes named losses; `step` is set before each."""
-
-    step: int
-
-    def __call__(self, batch: Batch) -> Losses: ...
-
-
 class Stop(Protocol):
     """Whether the user or the machine asked this process to stop, as the number of the signal, else 0."""
 
@@ -69,7 +61,7 @@ class _Clock:
 class Trainer:
     """Runs an objective over a loader.
 
-    `evaluate(step)` gives figures to log and a score to keep checkpoints by; `save(step, score)` keeps the state. Both
+    `evaluate()` gives figures to log and a score to keep checkpoints by; `save(step, score)` keeps the state. Both
     are collective. The learning rate is `schedule(step)`.
     """
 
@@ -128,7 +120,7 @@ class Trainer:
 
     def _step(self, step: int, batches: Iterator[RawBatch]) -> None:
         """One optimiser step over all micro-batches; nothing is updated where a loss or gradient is not finite."""
-        objective: Any = self.objective
+        objective: Any = self.objective  # any module that maps a Batch to Losses and has a `step`
         objective.step = step
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[Losses] = []
@@ -188,11 +180,6 @@ class Trainer:
         clock, settings = self.clock, self.settings
         elapsed = max(time.perf_counter() - clock.started, 1e-9)
         values = self.sums.reduce()
-        if not all(abs(value) < float("inf") for name, value in values.items() if name.startswith("loss/")):
-            bad = [name for name, value in values.items() if not abs(value) < float("inf")]
-            raise GkdError(
-                f"step {done - 1}: {', '.join(bad)} not finite in the last {clock.num_steps} steps; lower optim.lr"
-            )
         values |= {
             "optim/lr": self.schedule(done - 1),
             "epoch": done / settings.steps_per_epoch,

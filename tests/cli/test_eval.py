@@ -14,14 +14,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from gkd.cli.eval import find_sets, find_student, main
-from gkd.core.errors import CheckpointError, DataError
+from gkd.core.errors import CheckpointError, ConfigError, DataError
 from gkd.data import PairSet
 from gkd.inference.embed import evaluate_pairs
 from gkd.models import InputSpec, create_backbone, load_student, save_student
+from tests.models.onnx_nets import face_net, plain_graph, save
 
 ROOT = Path(__file__).resolve().parents[2]
+FLOAT = TensorProto.FLOAT
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +199,153 @@ def test_unfit_options_are_refused(
     data = write_pairs(tmp_path / "set.bin", 20)
     assert main(["--weights", str(weights), "--data", str(data), *options]) == 2
     assert f"error: {message}" in capsys.readouterr().err
+
+
+DECLARED = ["--color", "bgr", "--mean", "100", "--std", "50", "60", "70"]
+
+
+@pytest.mark.parametrize("prefix", ["onnx:", ""])
+def test_a_foreign_network_is_evaluated_with_its_declared_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], prefix: str
+) -> None:
+    network, data = face_net(tmp_path / "net.onnx"), write_pairs(tmp_path / "set.bin", 20)
+    out = tmp_path / "out.json"
+    options = ["--data", str(data), "--json", str(out), "--device", "cpu", *DECLARED]
+    assert main(["--weights", f"{prefix}{network}", *options]) == 0
+    spec = InputSpec(color="bgr", mean=(100.0,) * 3, std=(50.0, 60.0, 70.0))
+    expected = evaluate_pairs(create_backbone(f"onnx:{network}"), spec, PairSet.load(data))
+    document = json.loads(out.read_text())
+    document["sets"]["set"].pop("seconds")
+    assert document["sets"]["set"] == expected.to_json()
+    assert document["input"] == {"color": "bgr", "mean": [100.0] * 3, "std": [50.0, 60.0, 70.0]}
+    assert document["input_check"]["d_prime"] is None
+    shown = capsys.readouterr()
+    assert "input bgr, mean 100, std 50 60 70, 32x32, as declared" in shown.err
+    assert "cannot be checked: set has 10 same and 10 different pairs" in shown.err
+    title, _, row = shown.out.splitlines()
+    assert title.split()[-6:] == ["same", "cosine", "d'", "threshold", "seconds", "images/s"]
+    assert f"{expected.mean_same_cosine:.3f}  {expected.d_prime:.2f}" in row
+
+
+def test_the_declared_input_is_checked_on_the_first_fit_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = face_net(tmp_path / "net.onnx")
+    positive = write_pairs(tmp_path / "positive.bin", 12, np.ones(12, dtype=bool))
+    damaged = tmp_path / "damaged.bin"
+    damaged.write_bytes(positive.read_bytes()[:-900])
+    good, later = write_pairs(tmp_path / "good.bin", 110), write_pairs(tmp_path / "later.bin", 20)
+    sets = [str(path) for path in (positive, damaged, good, later)]
+    out = tmp_path / "out.json"
+    arguments = ["--weights", str(network), "--data", *sets, "--json", str(out), "--color", "rgb"]
+    monkeypatch.setattr("gkd.inference.check_input._judge", lambda check: None)
+    assert main([*arguments, "--mean", "127.5", "--std", "127.5"]) == 2  # two sets fail
+    check = json.loads(out.read_text())["input_check"]
+    assert (check["num_pairs"], check["size"]) == (110, [32, 32])
+    assert check["d_prime"] > 0
+    assert set(check["best_alternative"]) == {"color", "mean", "std"}
+    assert check["gap_interval"][0] < check["gap_interval"][1]
+    assert (
+        f"input: rgb, mean 127.5, std 127.5, 32x32; d' {check['d_prime']:.2f} on 110 pairs" in capsys.readouterr().err
+    )
+    assert main([*arguments, "--mean", "127.5", "--std", "127.5", "--no-input-check"]) == 2
+    assert "input_check" not in json.loads(out.read_text())
+
+
+def test_a_wrong_declaration_stops_before_any_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConfigError("better with bgr")
+
+    monkeypatch.setattr("gkd.cli.eval.check_input", refuse)
+    network, data = face_net(tmp_path / "net.onnx"), write_pairs(tmp_path / "set.bin", 20)
+    assert main(["--weights", str(network), "--data", str(data), *DECLARED]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "error: better with bgr" in shown.err
+
+
+def test_no_set_to_check_with_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = face_net(tmp_path / "net.onnx")
+    positive = write_pairs(tmp_path / "positive.bin", 12, np.ones(12, dtype=bool))
+    assert main(["--weights", str(network), "--data", str(positive), *DECLARED]) == 2
+    assert "not checked: no set has both same and different pairs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "does not say how it takes its pixels, and --color, --mean, --std is not given; declare all three"),
+        (
+            ["--color", "rgb", "--std", "127.5"],
+            "and --mean is not given; declare all three in units of 0..255, such as",
+        ),
+        (
+            ["--color", "rgb", "--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"],
+            "--std 0.229 0.224 0.225 is in units of 0..1, but pixels are 0..255 here; give "
+            "--mean 123.675 116.28 103.53 --std 58.395 57.12 57.375",
+        ),
+        (["--color", "rgb", "--mean", "0.5", "--std", "0.5"], "give --mean 127.5 --std 127.5"),
+        ([*DECLARED, "--size", "112", "112"], "input_size [112, 112] was given, but "),
+        ([*DECLARED, "--batch-size", "0"], "batch_size must be at least 1"),
+    ],
+)
+def test_unfit_declarations_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    network, data = face_net(tmp_path / "net.onnx"), write_pairs(tmp_path / "set.bin", 20)
+    assert main(["--weights", str(network), "--data", str(data), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_size_is_for_a_network_that_leaves_it_open(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [
+        helper.make_node("AveragePool", ["images"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("GlobalMaxPool", ["pooled"], ["largest"]),
+        helper.make_node("Flatten", ["largest"], ["out"]),
+    ]
+    shapes = {"images": (FLOAT, ["N", 3, "H", "W"]), "out": (FLOAT, ["N", 3])}
+    graph = plain_graph({"images": shapes["images"]}, {"out": shapes["out"]})
+    del graph.node[:]
+    graph.node.extend(nodes)
+    network, data = save(tmp_path / "open.onnx", graph), write_pairs(tmp_path / "set.bin", 20)
+    arguments = ["--data", str(data), "--no-input-check"]
+    assert main(["--weights", str(network), *arguments, *DECLARED, "--size", "32", "32"]) == 0
+    assert "32x32, as declared" in capsys.readouterr().err
+    assert main(["--weights", str(network), *arguments, *DECLARED]) == 2
+    assert "112" in capsys.readouterr().err
+    assert main(["--weights", str(weights), *arguments, "--size", "32", "32"]) == 2
+    assert "--size is for an .onnx file that leaves it open" in capsys.readouterr().err
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_pretrained_network_verifies_real_faces_as_published(real_data: Path, tmp_path: Path) -> None:
+    """All pairs of LFW, without mirror images."""
+    out = tmp_path / "out.json"
+    network, data = real_data / "models" / "mobilefacenet128.onnx", real_data / "lfw" / "lfw.bin"
+    options = [
+        "--no-flip",
+        "--no-input-check",
+        "--color",
+        "rgb",
+        "--mean",
+        "123.675",
+        "116.28",
+        "103.53",
+        "--std",
+        "58.395",
+        "57.12",
+        "57.375",
+    ]
+    assert main(["--weights", f"onnx:{network}", "--data", str(data), "--json", str(out), *options]) == 0
+    figures = json.loads(out.read_text())["sets"]["lfw"]
+    assert figures["accuracy"] == pytest.approx(0.9925, abs=5e-4)
+    assert figures["mean_same_cosine"] == pytest.approx(0.639, abs=3e-3)
 
 
 @pytest.mark.slow

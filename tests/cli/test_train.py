@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gkd.cli.train import main
+from gkd.cli.train import Run, main
+from gkd.core.config import load_config
 from gkd.models import load_head, save_head
+from gkd.schema import TrainRun
 from tests.train.tiny_run import config, finish, train, write_data
 
 
@@ -75,6 +77,25 @@ def test_the_written_config_alone_repeats_the_run(teacher_run, tmp_path):
         for run in (teacher_run, tmp_path / "again")
     )
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def first_weights(path: Path, *overrides: str) -> dict[str, torch.Tensor]:
+    """The backbone's and the head's tensors before the first step."""
+    objective = Run(load_config(path, TrainRun, list(overrides)), []).objective
+    parts = {"backbone": objective.backbone, "head": objective.head}
+    return {
+        f"{name}.{key}": tensor.clone() for name, part in parts.items() for key, tensor in part.state_dict().items()
+    }
+
+
+def test_a_student_and_its_control_start_from_the_same_weights(folder, teacher_run):
+    """Building the teacher draws random numbers too; they must not reach the student's."""
+    control = first_weights(config(folder))
+    student = first_weights(distilled(folder, teacher_run))
+    assert control.keys() == student.keys()
+    assert not [name for name in control if not torch.equal(control[name], student[name])]
+    other = first_weights(config(folder), "run.seed=6")
+    assert [name for name in control if not torch.equal(control[name], other[name])]
 
 
 def test_a_finished_run_is_not_repeated(teacher_run, folder):

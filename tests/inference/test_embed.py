@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from gkd.core.errors import ConfigError, DataError, GkdError
-from gkd.data import PairSet, decode_image
+from gkd.data import decode_image
 from gkd.inference.embed import embed_images, evaluate_pairs
 from gkd.models import InputSpec
 
@@ -195,36 +195,3 @@ def test_two_ranks_equal_one_and_fail_together(tmp_path: Path) -> None:
     assert "image 3" in first["messages"][1]
     assert first["messages"][2] == "GkdError: embedding failed on rank 1: RuntimeError: out of memory"
     assert second["messages"][2] == "RuntimeError: out of memory"
-
-
-class OnnxBackbone(nn.Module):
-    """A network in an .onnx file that takes one image at a time, run by OpenCV."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.network = cv2.dnn.readNetFromONNX(str(path))
-        self.embedding_dim = 128
-        self.input_size = (112, 112)
-
-    def forward(self, images: Tensor) -> Tensor:
-        rows = []
-        for image in images.numpy():
-            self.network.setInput(image[None])
-            rows.append(torch.from_numpy(self.network.forward().copy()))
-        return torch.cat(rows)
-
-
-@pytest.mark.real
-@pytest.mark.slow
-def test_a_pretrained_network_separates_real_faces_as_published(real_data: Path) -> None:
-    """The first 600 pairs of LFW; the d' tells the right input conversion from one with the channels swapped."""
-    pairs = PairSet.load(real_data / "lfw" / "lfw.bin")
-    first = Pairs(pairs.images[:1200], pairs.is_same[:600])
-    backbone = OnnxBackbone(real_data / "models" / "mobilefacenet128.onnx")
-    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    right = evaluate_pairs(backbone, InputSpec(mean=mean, std=std), first, flip=False)
-    swapped = evaluate_pairs(backbone, InputSpec(color="bgr", mean=mean[::-1], std=std[::-1]), first, flip=False)
-    assert right.d_prime == pytest.approx(5.50, abs=0.02)
-    assert swapped.d_prime is not None
-    assert swapped.d_prime < right.d_prime - 0.1
-    assert right.accuracy > 0.985

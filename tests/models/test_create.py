@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import warnings
 
 import pytest
@@ -36,7 +37,9 @@ def test_unknown_name_gives_the_nearest() -> None:
 
 
 def test_unknown_name_without_a_near_one_lists_all() -> None:
-    with pytest.raises(ConfigError, match=r"unknown backbone 'vgg'; known are iresnet, iresnet18, .*timm:<name>"):
+    with pytest.raises(
+        ConfigError, match=r"unknown backbone 'vgg'; known are iresnet, iresnet18, .*, timm:<name> and onnx:<path>"
+    ):
         create_backbone("vgg")
 
 
@@ -49,6 +52,25 @@ def test_unknown_option_lists_the_valid_ones() -> None:
 def test_missing_option_is_named() -> None:
     with pytest.raises(ConfigError, match=r"backbone iresnet: missing a required .*'layers'"):
         create_backbone("iresnet")
+
+
+@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet", "mobilefacenet_classic"])
+def test_the_embedding_has_512_numbers_where_nothing_is_said(name: str) -> None:
+    with torch.device("meta"):
+        assert create_backbone(name).embedding_dim == 512
+        assert create_backbone(name, None).architecture["embedding_dim"] == 512
+        assert create_backbone(name, 64).embedding_dim == 64
+
+
+def test_timm_network_embeds_where_no_connection_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    backbone = create_backbone("timm:resnet10t", embedding_dim=8, input_size=(32, 32)).eval()
+    assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
 
 
 def test_timm_network_embeds() -> None:

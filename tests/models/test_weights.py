@@ -114,7 +114,7 @@ def test_a_failed_save_keeps_the_old_file(saved: Path) -> None:
 def test_saving_a_network_of_unknown_settings_is_refused(tmp_path: Path) -> None:
     backbone = tiny()
     backbone.architecture = {}
-    with pytest.raises(ConfigError, match="save_student needs a backbone built by create_backbone"):
+    with pytest.raises(ConfigError, match="save_student needs a backbone that create_backbone built"):
         save_student(tmp_path / "student.pt", backbone, SPEC)
 
 
@@ -150,6 +150,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
         (lambda c: c.update(more=1), "fields missing or unknown: more"),
         (lambda c: c.update(architecture="iresnet18"), "architecture must be a dict with a name, got iresnet18"),
         (lambda c: c["architecture"].update(name="iresnet19"), "unknown backbone 'iresnet19'; did you mean"),
+        (lambda c: c.update(architecture={"name": "onnx:/etc/passwd"}), "architecture names another file, 'onnx:/etc/"),
         (lambda c: c["architecture"].update(name="timm:hf-hub:a/b"), "has no option|has no network"),
         (lambda c: c["architecture"].update(layers=[10**9] * 4), r"layers\[0\] must be an integer from 1 to 200"),
         (lambda c: c["architecture"].update(depth=3), "backbone iresnet has no option 'depth'"),

@@ -6,22 +6,37 @@ import pytest
 import torch
 from torch import nn
 
-from gkd.core.types import Batch
-from gkd.distill import GroupedKD, TopK
+from gkd import build
+from gkd.core.config import load_config
+from gkd.core.errors import ConfigError
+from gkd.core.types import Batch, Losses, Views
+from gkd.distill import (
+    DecoupledKD,
+    DistillLoss,
+    EmbeddingDistillation,
+    GroupedKD,
+    KnowledgeDistillation,
+    RelationalKD,
+    TopK,
+)
 from gkd.heads import CosFace, SoftmaxHead
 from gkd.inference.teacher import Teacher
-from gkd.models import InputSpec
+from gkd.models import InputSpec, load_student, save_student
+from gkd.schema import TrainRun
 from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
+from gkd.train.optim import build_sgd
+from gkd.train.state import run_tensors
+from tests.train.tiny_run import config, write_data
 
-NUM_CLASSES, DIM = 7, 5
+NUM_CLASSES, DIM, TEACHER_DIM = 7, 5, 8
 
 
 class TinyBackbone(nn.Module):
-    def __init__(self, seed):
+    def __init__(self, seed, dim=DIM):
         super().__init__()
         torch.manual_seed(seed)
-        self.linear = nn.Linear(3 * 4 * 4, DIM)
-        self.norm = nn.BatchNorm1d(DIM)
+        self.linear = nn.Linear(3 * 4 * 4, dim)
+        self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, images):
         return self.norm(self.linear(images.flatten(1)))
@@ -34,12 +49,12 @@ def batch(num_images=6):
     return Batch(images, labels, torch.arange(num_images), torch.zeros(num_images, dtype=torch.bool))
 
 
-def teacher():
+def teacher(dim=DIM):
     torch.manual_seed(9)
-    return Teacher(TinyBackbone(1), SoftmaxHead(DIM, NUM_CLASSES), InputSpec())
+    return Teacher(TinyBackbone(1, dim), SoftmaxHead(dim, NUM_CLASSES), InputSpec())
 
 
-def objective(*terms, steps_per_epoch=10):
+def objective(*terms, steps_per_epoch=10, teacher=teacher):
     torch.manual_seed(4)
     backbone, head = TinyBackbone(2), SoftmaxHead(DIM, NUM_CLASSES)
     parts = (backbone, head, CosFace(scale=16.0), InputSpec())
@@ -50,6 +65,13 @@ def objective(*terms, steps_per_epoch=10):
 
 def gkd_term(**changes):
     return DistillTerm(name="gkd", loss=GroupedKD(grouping=TopK(k=3)), **changes)
+
+
+def embedding_term(teacher_dim=DIM, **changes):
+    loss = EmbeddingDistillation()
+    torch.manual_seed(6)
+    loss.set_dims(DIM, teacher_dim)
+    return DistillTerm(name="embedding", loss=loss, **changes)
 
 
 def test_classification_is_the_cross_entropy_of_margin_logits_written_out():
@@ -137,3 +159,134 @@ def test_every_trainable_parameter_gets_a_gradient():
     module = objective(gkd_term(warmup_epochs=0))
     module(batch()).total.backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+class Spy(DistillLoss):
+    """Keeps what it is given."""
+
+    def __init__(self, *needs):
+        super().__init__()
+        self.needs = frozenset(needs)
+
+    def forward(self, *given):
+        self.given = given
+        total = given[0].sum()
+        return Losses(total, {"sum": total})
+
+
+def shown(module, data):
+    """Embeddings and cosines of student and teacher; batch norm must not move in between."""
+    embeddings = module.backbone(InputSpec().convert(data.images))
+    views = module.__dict__["teacher"](data)
+    return embeddings, module.head.cosine(embeddings), views.embeddings, views.logits
+
+
+def test_a_loss_gets_what_it_needs_students_first_logits_before_embeddings():
+    data = batch()
+    both, embeddings = Spy("embeddings", "logits"), Spy("embeddings")
+    terms = [DistillTerm(name="both", loss=both, student_margin=False), DistillTerm(name="one", loss=embeddings)]
+    module = objective(*terms, teacher=lambda: teacher(TEACHER_DIM)).eval()
+    module(data)
+    student, cosine, of_teacher, teacher_cosine = shown(module, data)
+    assert len(both.given) == 5
+    torch.testing.assert_close(both.given[0], 16.0 * cosine)
+    torch.testing.assert_close(both.given[1], CosFace(margin=0.2, scale=16.0)(teacher_cosine, data.labels))
+    for given in (both.given[2:], embeddings.given):
+        torch.testing.assert_close(given[0], student)
+        assert torch.equal(given[1], of_teacher)
+        assert not given[1].requires_grad
+        assert given[2] is data.labels
+    assert of_teacher.shape == (6, TEACHER_DIM)
+
+
+class Headless(nn.Module):
+    """A teacher that shows embeddings only."""
+
+    def forward(self, batch):
+        return Views(torch.ones(len(batch), TEACHER_DIM))
+
+
+@pytest.mark.parametrize("loss", [EmbeddingDistillation, RelationalKD])
+def test_a_loss_on_embeddings_needs_no_teacher_logits_and_no_margin_on_them(loss):
+    made = loss()
+    made.set_dims(DIM, TEACHER_DIM)
+    module = objective(DistillTerm(name="it", loss=made, warmup_epochs=0), teacher=Headless)
+
+    def refuse(*_):
+        raise AssertionError("nobody needs these logits")
+
+    module.teacher_margin.forward = module.teacher_margin.plain = refuse
+    losses = module(batch())
+    losses.total.backward()
+    assert losses.total > losses.parts["classification"]
+
+
+@pytest.mark.parametrize("loss", [GroupedKD, KnowledgeDistillation, DecoupledKD])
+def test_a_loss_on_logits_refuses_a_teacher_without_class_weights(loss):
+    module = objective(DistillTerm(name="mine", loss=loss()), teacher=Headless)
+    with pytest.raises(ConfigError, match="loss mine compares class logits and the teacher has no class weights; use"):
+        module(batch())
+
+
+def test_terms_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="must have different names, got gkd, gkd; rename one"):
+        objective(gkd_term(), gkd_term())
+
+
+def test_several_losses_add_up():
+    terms = [
+        gkd_term(warmup_epochs=0),
+        embedding_term(TEACHER_DIM, weight=3.0, warmup_epochs=0),
+        *(
+            DistillTerm(name=name, loss=loss(), weight=0.5, warmup_epochs=0)
+            for name, loss in (("kd", KnowledgeDistillation), ("dkd", DecoupledKD), ("rkd", RelationalKD))
+        ),
+    ]
+    losses = objective(*terms, teacher=lambda: teacher(TEACHER_DIM))(batch())
+    weighted = [part for name, part in losses.parts.items() if name.endswith("/weighted")]
+    torch.testing.assert_close(losses.total, losses.parts["classification"] + sum(weighted))
+    torch.testing.assert_close(losses.parts["embedding/weighted"], 3 * losses.parts["embedding/distance"])
+    torch.testing.assert_close(losses.parts["kd/weighted"], 0.5 * losses.parts["kd/kl"])
+    assert len(weighted) == 5
+    assert {"dkd/target", "dkd/non_target", "rkd/distance", "rkd/angle"} <= set(losses.parts)
+
+
+@pytest.mark.parametrize("step", [0, 20])
+def test_a_projection_is_trained_and_kept_in_checkpoints_also_while_its_weight_is_0(step):
+    module = objective(embedding_term(TEACHER_DIM), teacher=lambda: teacher(TEACHER_DIM))
+    projection = module.terms[0].loss.projection.weight
+    optimizer = build_sgd(module, lr=0.1)
+    assert any(projection is parameter for group in optimizer.param_groups for parameter in group["params"])
+    tensors = run_tensors(module, optimizer)
+    name = "term_losses.embedding.projection.weight"
+    assert tensors[f"model/{name}"].data_ptr() == projection.data_ptr()
+    assert f"momentum/{name}" in tensors
+    module.step = step
+    module(batch()).total.backward()
+    assert projection.grad is not None
+    assert bool((projection.grad != 0).any()) is (step > 0)
+
+
+@pytest.fixture
+def run_config(tmp_path):
+    write_data(tmp_path)
+    settings = {"run": "t", "check_pairs": "p", "min_accuracy": 0.5, "min_train_rank1": 0.5}
+    distill = [{"loss": name} for name in ("embedding", "rkd", "kd")]
+    return load_config(config(tmp_path, distill=distill, teacher=settings), TrainRun)
+
+
+def test_a_built_projection_fits_both_networks_leaves_the_start_alone_and_stays_out_of_student_pt(run_config, tmp_path):
+    dataset = build.build_dataset(run_config)
+    frozen = Teacher(TinyBackbone(1, TEACHER_DIM), SoftmaxHead(TEACHER_DIM, dataset.num_identities), InputSpec())
+    torch.manual_seed(5)
+    control = build.build_objective(run_config, dataset, None, 6)
+    torch.manual_seed(5)
+    module = build.build_objective(run_config, dataset, build.TeacherParts(frozen, CosFace()), 6)
+    extra = set(module.state_dict()) - set(control.state_dict())
+    assert extra == {"term_losses.embedding.projection.weight"}
+    assert module.terms[0].loss.projection.weight.shape == (TEACHER_DIM, 16)
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in control.state_dict().items())
+    save_student(tmp_path / "student.pt", module.backbone, module.input_spec, {})
+    assert set(load_student(tmp_path / "student.pt")[0].state_dict()) == set(control.backbone.state_dict())
+    stored = torch.load(tmp_path / "student.pt", weights_only=True)
+    assert "projection" not in str(stored.keys()) + str([list(v) for v in stored.values() if isinstance(v, dict)])

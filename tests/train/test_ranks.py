@@ -13,7 +13,12 @@ from tests.train.tiny_run import config, finish, train, write_data
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_the_run_goes_on_with_one_process(tmp_path):
     write_data(tmp_path)
-    path = config(tmp_path, train={"epochs": 200, "batch_size": 8, "log_every": 1, "freeze_batch_norm": True})
+    # torchrun signals the whole group of each rank; the loading processes must outlive it until the save is done.
+    path = config(
+        tmp_path,
+        train={"epochs": 200, "batch_size": 8, "log_every": 1, "freeze_batch_norm": True},
+        data={"workers": 1},
+    )
     process = train(path, "evaluation.sets=[]", num_ranks=2)
     wait_for_step(process, tmp_path / "run", 3)
     process.send_signal(signal.SIGTERM)

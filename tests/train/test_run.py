@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,47 @@ def test_a_stopped_run_saves_says_so_and_goes_on(folder, tmp_path, number, code)
     assert "asked to stop: saved after step" in output
     done = max(losses(tmp_path / "run")[0])
     assert (tmp_path / "run" / "checkpoints" / f"step_{done:08d}" / "complete.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_group_leaves_the_loading_processes_until_the_save(folder, tmp_path, number, code):
+    """As Ctrl-C in a terminal and launchers send it. The main process is held meanwhile: it cannot end them itself."""
+    settings = ("train.epochs=300", "data.workers=2", "evaluation.sets=[]", f"run.folder={tmp_path / 'run'}")
+    process = train(config(folder), *settings, start_new_session=True)
+    wait_for_step(process, tmp_path / "run", 3)
+    workers = children_of(process.pid)
+    process.send_signal(signal.SIGSTOP)
+    os.killpg(process.pid, number)
+    time.sleep(0.5)  # enough for the signal to end them, if it does
+    survivors = [worker for worker in workers if is_running(worker)]
+    process.send_signal(signal.SIGCONT)
+    output = finish(process, code)
+    assert len(workers) == 2
+    assert survivors == workers
+    assert "asked to stop: saved after step" in output
+    done = max(losses(tmp_path / "run")[0])
+    assert (tmp_path / "run" / "checkpoints" / f"step_{done:08d}" / "complete.json").exists()
+    assert not [worker for worker in workers if is_running(worker)]
+
+
+def children_of(process_id: int) -> list[int]:
+    """The processes that this one has started and not yet waited for, from /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # After the name, which may hold anything, come the state and the parent.
+            if int(path.read_text().rpartition(")")[2].split()[1]) == process_id:
+                found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 @pytest.mark.slow

@@ -61,7 +61,12 @@ def config(folder: Path, **sections: object) -> Path:
     return path
 
 
-def train(*arguments: object, num_ranks: int = 1, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def train(
+    *arguments: object,
+    num_ranks: int = 1,
+    environment: dict[str, str] | None = None,
+    start_new_session: bool = False,
+) -> subprocess.Popen[str]:
     """Start `tools/train.py`, under torchrun where there are several ranks, with one thread a process."""
     tool = [str(ROOT / "tools" / "train.py"), *(str(argument) for argument in arguments)]
     if num_ranks > 1:
@@ -71,7 +76,13 @@ def train(*arguments: object, num_ranks: int = 1, environment: dict[str, str] | 
         command = [sys.executable, *tool]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=start_new_session,
     )
 
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from gkd.core.errors import ConfigError
+from gkd.data.pair_choice import Key, fold_flags, half_of_fold, two_of
 from gkd.data.synthetic.faces import encode_face
 from gkd.data.synthetic.identity import PAIR_STREAM, generator
 
-Key = tuple[int, int]  # the number of a person and of a picture
+__all__ = ["Encode", "Key", "make_pairs", "pair_keys"]
+
 Encode = Callable[[list[Key]], Iterable[bytes]]
 
 
@@ -56,11 +58,7 @@ def pair_keys(
     Raises:
         ConfigError: see `make_pairs`.
     """
-    if folds < 1 or num_pairs < 2 * folds or num_pairs % (2 * folds):
-        raise ConfigError(
-            f"synthetic pairs: {num_pairs} pairs do not split into {folds} folds of equal halves; "
-            f"use a positive multiple of {2 * max(folds, 1)}"
-        )
+    half = half_of_fold("synthetic pairs", num_pairs, folds)
     if num_identities < 2 * folds:
         raise ConfigError(
             f"synthetic pairs: {folds} folds that share nobody need at least {2 * folds} identities, "
@@ -71,18 +69,16 @@ def pair_keys(
     keys: list[Key] = []
     for fold in range(folds):
         people = first_identity + np.arange(fold * num_identities // folds, (fold + 1) * num_identities // folds)
-        for person in _fold_people(people.tolist(), num_pairs // (2 * folds), stream):
+        for person in _fold_people(people.tolist(), half, stream):
             keys.append((person, pictures.get(person, 0)))
             pictures[person] = keys[-1][1] + 1
-    half = num_pairs // (2 * folds)
-    return keys, ([True] * half + [False] * half) * folds
+    return keys, fold_flags(half, folds)
 
 
 def _fold_people(people: list[int], half: int, stream: np.random.Generator) -> Iterator[int]:
     """The people of a fold's images in order: `half` pairs of one person, then `half` of two."""
     for pair in range(half):
         yield from (people[pair % len(people)],) * 2
-    for left, step in zip(stream.random(half).tolist(), stream.random(half).tolist(), strict=True):
-        place = int(left * len(people))
-        yield people[place]
-        yield people[(place + 1 + int(step * (len(people) - 1))) % len(people)]
+    for left, right in two_of(len(people), half, stream):
+        yield people[left]
+        yield people[right]

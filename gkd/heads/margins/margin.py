@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from gkd.core.classes import check_labels, compute_dtype
 from gkd.core.errors import ConfigError
 
 
-class Margin(nn.Module):
+class Margin(nn.Module, ABC):
     """Turn cosines (N, C) into logits: s·f(cosθ_y) at the target, s·cosθ_j elsewhere.
 
     A subclass gives f and its derivative on the targets alone. One (N, C) tensor is made on the way forward and one on
@@ -49,9 +50,9 @@ class Margin(nn.Module):
         logits: Tensor = _ShiftTargets.apply(cosine, index, value, slope, self.scale)
         return logits
 
+    @abstractmethod
     def shift(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """f(cosθ) and df/dcosθ for the target cosines (N, 1)."""
-        raise NotImplementedError
 
     def plain(self, cosine: Tensor) -> Tensor:
         """Logits without the margin, s·cosθ (N, C), in fp32 (float64 for float64 input)."""
