@@ -12,15 +12,18 @@ from gkd.cli.plan import format_plan
 from gkd.core.config import dump_yaml, load_config, parse_config, to_plain
 from gkd.distill import GROUPINGS, LOSSES
 from gkd.schema import TrainRun
+from gkd.study.plan import StudyPlan
 from tests.conftest import ROOT
 from tests.train.tiny_run import write_data
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+STUDIES = [ROOT / "configs/study/celeba.yaml"]
+CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(STUDIES))
 PAIRS = [
     ("quickstart/control", "quickstart/gkd"),
     ("train/mobilefacenet_ms1mv2_arcface", "distill/mobilefacenet_ms1mv2_gkd_from_iresnet100"),
     ("train/mobilefacenet_ms1mv2_cosface", "distill/mobilefacenet_ms1mv2_gkd_from_iresnet50"),
     ("train/mobilefacenet_classic_celeba_cosface", "distill/mobilefacenet_classic_celeba_gkd_from_iresnet18"),
+    ("study/celeba_control", "distill/mobilefacenet_classic_celeba_gkd_from_onnx"),
 ]
 
 
@@ -37,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_configs_of_every_kind() -> None:
-    assert {path.parent.name for path in CONFIGS} == {"quickstart", "train", "distill"}
+    assert {path.parent.name for path in CONFIGS} == {"quickstart", "train", "distill", "study"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -63,15 +66,26 @@ def test_a_dry_run_plans_a_config_on_small_data(path: Path, folder: Path) -> Non
     pairs = folder / "pairs.bin"
     overrides = [f"evaluation.sets=[{pairs}]", "train.batch_size=16", "data.train.name=recordio"]
     overrides += [f"data.train.path={folder / 'train.rec'}", "backbone.input_size=[32, 32]"]
-    is_distilled = load_config(path, TrainRun).teacher is not None
+    teacher = load_config(path, TrainRun).teacher
+    is_distilled = teacher is not None
     if is_distilled:
         overrides.append(f"teacher.check_pairs={pairs}")
+        overrides.append("teacher.run=none" if teacher.run else "teacher.backbone.name=onnx:none.onnx")
     text, is_ready = format_plan(load_config(path, TrainRun, overrides))
     assert "48 images of 6 classes" in text
     assert is_ready is not is_distilled
-    if is_distilled:  # the teacher's run is all that is missing
+    if is_distilled:  # the teacher's files are all that is missing
         assert text.count("\n  ") == 1
-        assert "student.pt" in text
+        assert "student.pt: no such file" in text or ".onnx: no such file" in text
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_plans_its_runs(path: Path) -> None:
+    plan = StudyPlan(path)
+    methods = plan.study.methods
+    assert len(methods) > 1
+    for method in methods:
+        assert len(plan.final_runs(method, 0, 0)) == len(plan.study.study.seeds)
 
 
 @pytest.mark.parametrize(("control", "distilled"), PAIRS)

@@ -134,6 +134,22 @@ def verify_distances(
     )
 
 
+def judge_pairs(
+    distances: npt.NDArray[np.float64], is_same: npt.NDArray[Any], folds: int = 10
+) -> npt.NDArray[np.bool_]:
+    """Whether each pair is judged rightly at the threshold of its fold, (P,).
+
+    The mean over a fold is that fold's accuracy in `verify_distances`. Arguments and errors are as there.
+    """
+    labels = np.asarray(is_same)
+    _check_counts(labels, folds)
+    labels = labels.astype(np.bool_)
+    sizes = fold_sizes(len(labels), folds)
+    thresholds = THRESHOLDS[_best_elsewhere(_count_correct(distances, labels, sizes))]
+    is_right: npt.NDArray[np.bool_] = (distances < np.repeat(thresholds, sizes)) == labels
+    return is_right
+
+
 def fold_sizes(num_pairs: int, folds: int) -> npt.NDArray[np.int64]:
     """Number of pairs in each contiguous fold, (folds,): the first `num_pairs mod folds` get one more."""
     return num_pairs // folds + (np.arange(folds) < num_pairs % folds).astype(np.int64)
@@ -174,10 +190,16 @@ def _count_correct(
 
 
 def _fold_accuracies(num_correct: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    correct_elsewhere = num_correct.sum(axis=0) - num_correct
-    best = np.argmax(correct_elsewhere, axis=1)  # the first of equals
+    best = _best_elsewhere(num_correct)
     accuracies: npt.NDArray[np.float64] = num_correct[np.arange(len(sizes)), best] / sizes
     return accuracies
+
+
+def _best_elsewhere(num_correct: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """The threshold that each fold is judged at, (folds,): the first with the best accuracy on the other folds."""
+    correct_elsewhere = num_correct.sum(axis=0) - num_correct
+    best: npt.NDArray[np.intp] = np.argmax(correct_elsewhere, axis=1)
+    return best
 
 
 def _d_prime(same: npt.NDArray[np.float64], different: npt.NDArray[np.float64]) -> float | None:

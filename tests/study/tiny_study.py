@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import yaml
 
-from gkd.cli import study_score, train
+from gkd.cli import train
 from gkd.cli.study import main
+from gkd.cli.study_score import main as score_main
 from gkd.core.config import load_config
 from gkd.data import PairSet
 from gkd.evaluation import verify_distances
 from gkd.evaluation.verification import judge_pairs
 from gkd.schema import TrainRun
+from gkd.study import score as study_score
 from tests.train.tiny_run import config, picture, write_data
 
 GKD = {"distill": [{"loss": {"name": "gkd", "grouping": {"name": "top_k", "k": 3}}, "warmup_epochs": 0}]}
@@ -162,7 +164,7 @@ class InProcessLaunch(FakeLaunch):
         return train.main([str(path)])
 
     def score(self, run_folder: Path, set_path: Path, flip: bool) -> int:
-        return study_score.main([str(run_folder), str(set_path), *([] if flip else ["--no-flip"])])
+        return score_main([str(run_folder), str(set_path), *([] if flip else ["--no-flip"])])
 
 
 def without_signals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Fair comparisons of training methods: plan the runs, start them, choose settings, score, report."""
