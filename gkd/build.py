@@ -259,6 +259,7 @@ def build_objective(config: TrainRun, dataset: Any, teacher: TeacherParts | None
     terms = build_terms(config)
     for term in terms:  # after backbone and head, whose random numbers stay those of an undistilled run
         term.loss.set_dims(backbone.embedding_dim, teacher.teacher.head.weight.shape[1])
+    teacher.teacher.shows_logits = any("logits" in term.loss.needs for term in terms)
     return DistillationObjective(
         backbone, head, margin, input_spec, teacher.teacher, teacher.margin, terms, steps_per_epoch
     )

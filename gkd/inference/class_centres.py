@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from gkd.core import distributed
 from gkd.core.errors import ConfigError
-from gkd.core.files import locked_folder
 from gkd.data import FaceData
 from gkd.inference.embed import on_first_rank
-from gkd.inference.embedding_store import BLOCK_SIZE, EmbeddingStore, Origin, network_digest
+from gkd.inference.embedding_store import BLOCK_SIZE, EmbeddingStore, Origin, hold_store, network_digest
 from gkd.inference.label_noise import report_label_noise
 from gkd.models import InputSpec, load_head, save_head
 
@@ -80,7 +79,7 @@ def find_class_centres(
         GkdError: another process is filling the folder now.
     """
     if min_cosine is not None and not -1 <= min_cosine < 1:
-        raise ConfigError(f"centres.min_cosine must lie in [-1, 1), got {min_cosine}")
+        raise ConfigError(f"teacher.centres.min_cosine must lie in [-1, 1), got {min_cosine}")
     store = EmbeddingStore(folder, origin_of(backbone, input_spec, dataset))
     path = folder / ("centres.pt" if min_cosine is None else f"centres_min{min_cosine:g}.pt")
     if not distributed.broadcast_object(store.is_complete and path.exists()):
@@ -187,7 +186,5 @@ def _meta(store: EmbeddingStore, dataset: FaceData, min_cosine: float | None, nu
 def _held(folder: Path) -> Iterator[None]:
     """Hold the folder; rank 0 does it for all."""
     with ExitStack() as stack:
-        on_first_rank(
-            lambda: stack.enter_context(locked_folder(folder, "centres.folder", "another process is making centres"))
-        )
+        on_first_rank(lambda: stack.enter_context(hold_store(folder)))
         yield

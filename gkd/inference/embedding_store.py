@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from gkd.core import distributed
 from gkd.core.errors import CheckpointError, DataError
-from gkd.core.files import atomic_write, read_bounded
+from gkd.core.files import atomic_write, locked_folder, read_bounded
 from gkd.data import FaceData, decode_image
 from gkd.inference.embed import embed_pixels, eval_mode, input_size, on_first_rank, raise_first_failure
 from gkd.models import InputSpec
@@ -76,9 +77,12 @@ class EmbeddingStore:
         on_first_rank(lambda: _prepare(folder, origin))
         check_origin(folder, origin)
         shape = (origin.num_images, 2, origin.embedding_dim)
-        self._done = _map(folder / "done.u8", np.uint8, (-(-origin.num_images // BLOCK_SIZE),))
-        self.embeddings = _map(folder / "embeddings.f16", np.float16, shape)
-        self.labels = _map(folder / "labels.i32", np.int32, shape[:1])
+        num_blocks = -(-origin.num_images // BLOCK_SIZE)
+        # A finished store is only read, so it may lie on a disk that cannot be written.
+        is_finished = bool(_map(folder / "done.u8", np.uint8, (num_blocks,), is_read_only=True).all())
+        self._done = _map(folder / "done.u8", np.uint8, (num_blocks,), is_read_only=is_finished)
+        self.embeddings = _map(folder / "embeddings.f16", np.float16, shape, is_read_only=is_finished)
+        self.labels = _map(folder / "labels.i32", np.int32, shape[:1], is_read_only=is_finished)
 
     @property
     def is_complete(self) -> bool:
@@ -220,30 +224,40 @@ def _unit(embeddings: Tensor, indices: Sequence[int], dataset: FaceData) -> Tens
 
 def _prepare(folder: Path, origin: Origin) -> None:
     """Make the files of an empty store; a folder without `store.json` holds nothing that counts."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / STORE_FILE).exists():
+    if (folder / STORE_FILE).exists():
+        return
+    with hold_store(folder):
+        if (folder / STORE_FILE).exists():  # made by another process in between
             return
-        num_bytes = store_bytes(origin)
-        free = os.statvfs(folder)
-        if num_bytes > free.f_bavail * free.f_frsize:
-            raise DataError(
-                f"{folder}: the embeddings of {origin.num_images:,} images take {num_bytes / 1e9:.1f} GB and "
-                f"{free.f_bavail * free.f_frsize / 1e9:.1f} GB are free; choose a folder on a larger disk"
-            )
-        sizes = {
-            "embeddings.f16": origin.num_images * 2 * origin.embedding_dim * 2,
-            "labels.i32": origin.num_images * 4,
-            "done.u8": -(-origin.num_images // BLOCK_SIZE),
-        }
-        for name, size in sizes.items():
-            with (folder / name).open("wb") as file:
-                file.truncate(size)
-        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **_values(origin)}
-        with atomic_write(folder / STORE_FILE) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from error
+        try:
+            _make_files(folder, origin)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from error
+
+
+def hold_store(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes from filling `folder`; one of them that holds it already is an error."""
+    return locked_folder(folder, "teacher.centres.folder", "another process is making class centres")
+
+
+def _make_files(folder: Path, origin: Origin) -> None:
+    num_bytes, disk = store_bytes(origin), os.statvfs(folder)
+    if num_bytes > disk.f_bavail * disk.f_frsize:
+        raise DataError(
+            f"{folder}: the embeddings of {origin.num_images:,} images take {num_bytes / 1e9:.1f} GB and "
+            f"{disk.f_bavail * disk.f_frsize / 1e9:.1f} GB are free; choose a folder on a larger disk"
+        )
+    sizes = {
+        "embeddings.f16": origin.num_images * 2 * origin.embedding_dim * 2,
+        "labels.i32": origin.num_images * 4,
+        "done.u8": -(-origin.num_images // BLOCK_SIZE),
+    }
+    for name, size in sizes.items():
+        with (folder / name).open("wb") as file:
+            file.truncate(size)
+    values = {"format": FORMAT, "format_version": FORMAT_VERSION, **_values(origin)}
+    with atomic_write(folder / STORE_FILE) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _values(origin: Origin) -> dict[str, Any]:
@@ -273,12 +287,12 @@ def _read_values(path: Path) -> Mapping[str, Any]:
     return values
 
 
-def _map(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+def _map(path: Path, dtype: type[np.generic], shape: tuple[int, ...], *, is_read_only: bool) -> np.memmap[Any, Any]:
     wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
         size = path.stat().st_size
         if size == wanted:
-            return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+            return np.memmap(path, dtype=dtype, mode="r" if is_read_only else "r+", shape=shape)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be opened: {error.strerror}; remove the folder to make it anew"

@@ -22,6 +22,9 @@ class Teacher(nn.Module):
     Args:
         stored: the backbone's embeddings of the training images and their mirror images, to be read instead of running
             the backbone. They stand for every view of an image as long as mirroring is the only augmentation.
+
+    Attributes:
+        shows_logits: whether to compare with the class weights; not needed where no loss looks at logits.
     """
 
     head: SoftmaxHead
@@ -40,6 +43,7 @@ class Teacher(nn.Module):
         self.head = head
         self.input_spec = input_spec
         self.stored = stored
+        self.shows_logits = True
         self.requires_grad_(False)
         self.train(False)
 
@@ -52,7 +56,7 @@ class Teacher(nn.Module):
     def forward(self, batch: Batch) -> Views:
         """Embeddings (N, D) and cosines to the class weights (N, C), as `Views.logits` without scale or margin."""
         embeddings = self._embed(batch)
-        return Views(embeddings=embeddings, logits=self.head.cosine(embeddings))
+        return Views(embeddings, self.head.cosine(embeddings) if self.shows_logits else None)
 
     def _embed(self, batch: Batch) -> Tensor:
         if self.stored is not None:

@@ -15,6 +15,7 @@ import yaml
 from gkd.cli.prepare import main as prepare
 from gkd.cli.train import main
 from gkd.core.config import load_config
+from gkd.heads import SoftmaxHead
 from gkd.models import create_backbone, load_head, load_student
 from gkd.schema import TrainRun
 from gkd.train.metrics import read_metrics
@@ -118,6 +119,16 @@ def test_a_projection_goes_on_where_the_run_does(folder: Path) -> None:
         torch.load(folder / run / "weights" / "student.pt", weights_only=True)["state_dict"] for run in ("whole", "run")
     ]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_no_logits_are_computed_where_no_loss_looks_at_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = foreign(folder, distill=[{"loss": {"name": "embedding"}, "warmup_epochs": 0}])
+    assert prepare(["centres", str(path)]) == 0
+    calls: list[int] = []
+    cosine = SoftmaxHead.cosine
+    monkeypatch.setattr(SoftmaxHead, "cosine", lambda head, rows: calls.append(rows.shape[1]) or cosine(head, rows))
+    assert main([str(path), "train.epochs=1"]) == 0
+    assert calls == [16] * 6  # the student's alone
 
 
 def test_plain_weights_of_a_named_network(folder: Path) -> None:

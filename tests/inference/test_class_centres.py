@@ -259,19 +259,30 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     monkeypatch.setattr(embedding_store.os, "statvfs", lambda path: full)
     with pytest.raises(DataError, match=r"embeddings of 25 images take .* GB are free"):
         find(tmp_path / "centres", faces)
-    assert not list((tmp_path / "centres").glob("*"))
+    assert not (tmp_path / "centres" / "embeddings.f16").exists()
 
 
 def test_two_makers_do_not_share_a_folder(tmp_path: Path, faces: RecordFile) -> None:
     with (
         locked_folder(tmp_path / "centres", "a", "b"),
-        pytest.raises(GkdError, match=r"centres.folder: another process is making centres in .*centres; wait for it"),
+        pytest.raises(
+            GkdError, match=r"teacher.centres.folder: another process is making class centres in .*; wait for it"
+        ),
     ):
         find(tmp_path / "centres", faces)
 
 
+def test_a_finished_folder_may_be_read_only(tmp_path: Path, faces: RecordFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = find(tmp_path / "centres", faces)
+    opened: list[str] = []
+    memmap = np.memmap
+    monkeypatch.setattr(np, "memmap", lambda *a, **k: opened.append(k["mode"]) or memmap(*a, **k))
+    assert torch.equal(find(tmp_path / "centres", faces).weights, first.weights)
+    assert set(opened) == {"r"}
+
+
 def test_min_cosine_out_of_range_is_refused(tmp_path: Path, faces: RecordFile) -> None:
-    with pytest.raises(ConfigError, match=r"centres.min_cosine must lie in \[-1, 1\), got 1"):
+    with pytest.raises(ConfigError, match=r"teacher.centres.min_cosine must lie in \[-1, 1\), got 1"):
         find(tmp_path / "centres", faces, min_cosine=1.0)
 
 
