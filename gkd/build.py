@@ -16,7 +16,11 @@ from gkd.core.errors import CheckpointError, ConfigError
 from gkd.data import DATASETS, PairSet
 from gkd.distill import GROUPINGS, LOSSES
 from gkd.heads import HEADS, MARGINS, Margin, SoftmaxHead
+from gkd.inference.check_input import check_input
+from gkd.inference.check_teacher import pairs_digest
 from gkd.inference.class_centres import find_class_centres
+from gkd.inference.embedding_store import network_digest
+from gkd.inference.record import measured_once
 from gkd.inference.teacher import Teacher
 from gkd.models import Backbone, InputSpec, create_backbone, load_head, load_student, load_weights
 from gkd.schema import InputSettings, TrainRun
@@ -110,6 +114,16 @@ def build_terms(config: TrainRun) -> list[DistillTerm]:
     return terms
 
 
+def warm_up_notes(config: TrainRun) -> list[str]:
+    """The terms whose weight is still rising, or 0, when the run ends: legitimate, but seldom meant."""
+    return [
+        f"distill.{index}: the weight of {term.loss.name} warms up over {term.warmup_epochs} epochs, and the run has "
+        f"{config.train.epochs}: it never reaches {term.weight:g}"
+        for index, term in enumerate(config.distill)
+        if term.warmup_epochs >= config.train.epochs
+    ]
+
+
 def build_teacher_network(config: TrainRun) -> tuple[Backbone, InputSpec]:
     """The teacher's backbone and what it takes.
 
@@ -130,12 +144,15 @@ def build_teacher_network(config: TrainRun) -> tuple[Backbone, InputSpec]:
         return backbone, input_spec
     assert settings.backbone is not None
     assert settings.input is not None
-    # Weights that are thrown away must not move the random numbers that the student's start from.
-    with torch.random.fork_rng(devices=[]):
-        backbone = create_backbone(settings.backbone.name, **settings.backbone.arguments())
+    backbone = create_backbone(settings.backbone.name, **settings.backbone.arguments())
     if settings.weights is not None:
         report = load_weights(backbone, settings.weights)
         logger.info("teacher: %s holds %s", report.path, report.family)
+        if report.input_spec not in (None, _input_spec(settings.input)):
+            raise ConfigError(
+                f"teacher.input: {_input_spec(settings.input)} was given, but {settings.weights} says "
+                f"that it was trained with {report.input_spec}; give that"
+            )
     return backbone.eval(), _input_spec(settings.input)
 
 
@@ -152,6 +169,8 @@ def build_teacher(config: TrainRun, dataset: Any, device: torch.device) -> Teach
     backbone, input_spec = build_teacher_network(config)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     stored = None
+    if settings.backbone is not None:
+        _check_declared_input(config, backbone, input_spec, device)
     if settings.centres is not None:
         centres = find_class_centres(
             settings.centres.folder,
@@ -174,6 +193,23 @@ def build_teacher(config: TrainRun, dataset: Any, device: torch.device) -> Teach
     _compare_scales(build_margin(config), margin)
     teacher = Teacher(backbone, head, input_spec, precision=settings.precision, stored=stored)
     return TeacherParts(teacher.to(device), margin)
+
+
+def _check_declared_input(config: TrainRun, backbone: Backbone, input_spec: InputSpec, device: torch.device) -> None:
+    """Compare the input that a foreign network was declared with and the usual others, once for a folder of centres.
+
+    Raises:
+        ConfigError: another one is better beyond doubt.
+    """
+    assert config.teacher is not None
+    assert config.teacher.centres is not None
+    pairs = PairSet.load(config.teacher.check_pairs)
+    key = {"network": network_digest(backbone), "input": str(input_spec), "pairs": pairs_digest(pairs)}
+    measured_once(
+        config.teacher.centres.folder / "input_check.json",
+        key,
+        lambda: {"outcome": str(check_input(backbone, input_spec, pairs, device=device))},
+    )
 
 
 def _class_weights_of_run(folder: Path, backbone: Backbone, dataset: Any) -> tuple[torch.Tensor, Margin]:
@@ -256,6 +292,8 @@ def build_objective(config: TrainRun, dataset: Any, teacher: TeacherParts | None
     if teacher is None:
         return ClassificationObjective(backbone, head, margin, input_spec)
     require_same_size(backbone, teacher.teacher.backbone)
+    for note in warm_up_notes(config):
+        logger.warning("%s", note)
     terms = build_terms(config)
     for term in terms:  # after backbone and head, whose random numbers stay those of an undistilled run
         term.loss.set_dims(backbone.embedding_dim, teacher.teacher.head.weight.shape[1])

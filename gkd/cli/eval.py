@@ -24,7 +24,7 @@ from gkd.core import distributed
 from gkd.core.errors import CheckpointError, ConfigError, DataError
 from gkd.core.log import set_up_logging
 from gkd.data import PairSet
-from gkd.inference.check_input import InputCheck, check_input, describe_input
+from gkd.inference.check_input import InputCheck, check_input
 from gkd.inference.embed import evaluate_pairs
 from gkd.models import Backbone, InputSpec, OnnxBackbone, load_student
 from gkd.models.create import ONNX_PREFIX
@@ -89,7 +89,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Path, Backbone, InputSpec]:
         input_spec = declared_input(path, arguments)
         size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
         foreign = OnnxBackbone(path=path, input_size=size)
-        _LOG.info("%s: input %s, %dx%d, as declared", path, describe_input(input_spec), *foreign.input_size)
+        _LOG.info("%s: input %s, %dx%d, as declared", path, str(input_spec), *foreign.input_size)
         return path, foreign, input_spec
     if arguments.size is not None:
         raise ConfigError(f"--size is for an .onnx file that leaves it open; {text} says its own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from gkd import build
-from gkd.core.errors import GkdError
+from gkd.core.errors import ConfigError, GkdError
 from gkd.data import PairSet, decode_image
 from gkd.inference.class_centres import origin_of
 from gkd.inference.embedding_store import STORE_FILE, check_origin, store_bytes
@@ -24,6 +25,7 @@ def format_plan(config: TrainRun) -> tuple[str, bool]:
     """The plan as text, and whether the run could start: every path is there and every combination fits."""
     problems: list[str] = []
     lines = [f"run folder      {config.run.folder}"]
+    _attempt(problems, lambda: require_writable("run.folder", config.run.folder))
     dataset = _attempt(problems, lambda: build.build_dataset(config))
     with torch.device("meta"):
         backbone = build.build_backbone(config)
@@ -41,6 +43,7 @@ def format_plan(config: TrainRun) -> tuple[str, bool]:
         )
     lines += _set_lines(config, problems)
     lines += _teacher_lines(config, backbone, dataset, problems)
+    lines += [f"note            {text}" for text in build.warm_up_notes(config)]
     lines += ["", "in the way:", *(f"  {problem}" for problem in problems)] if problems else ["", "ready to train"]
     return "\n".join(lines) + "\n", not problems
 
@@ -132,8 +135,21 @@ def _teacher_lines(config: TrainRun, student: Backbone, dataset: Any, problems: 
 
 def _centre_lines(folder: Path, backbone: Backbone, input_spec: InputSpec, dataset: Any) -> list[str]:
     origin = origin_of(backbone, input_spec, dataset)
-    gigabytes = store_bytes(origin) / 1e9
+    megabytes = store_bytes(origin) / 1e6
     if not (folder / STORE_FILE).exists():
-        return [f"class centres   {folder}: to be made from {len(dataset)} images, {gigabytes:.2f} GB of embeddings"]
+        require_writable("teacher.centres.folder", folder)
+        return [f"class centres   {folder}: to be made from {len(dataset)} images, {megabytes:,.1f} MB of embeddings"]
     check_origin(folder, origin)
-    return [f"class centres   {folder}: there, {gigabytes:.2f} GB of embeddings of these images"]
+    return [f"class centres   {folder}: there, {megabytes:,.1f} MB of embeddings of these images"]
+
+
+def require_writable(key: str, folder: Path) -> None:
+    """Refuse a folder that could not be made or written in, without making it.
+
+    Raises:
+        ConfigError: as above.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        what = "cannot be written in" if nearest.is_dir() else "is not a folder"
+        raise ConfigError(f"{key}: {nearest} {what}; choose another folder")

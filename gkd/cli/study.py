@@ -15,6 +15,7 @@ from pathlib import Path
 from gkd.cli import EXIT_REFUSED, run_tool
 from gkd.core.files import locked_folder
 from gkd.core.log import set_up_logging
+from gkd.study.checks import require_ready
 from gkd.study.jobs import Launch, ProcessLauncher
 from gkd.study.listing import format_plan, read_sets
 from gkd.study.plan import StudyPlan
@@ -49,6 +50,8 @@ def _main(arguments: argparse.Namespace, launch: Launch) -> int:
     sets = read_sets(plan)
     if arguments.dry_run:
         sys.stdout.write(format_plan(plan, sets))
+    require_ready(plan, sets)
+    if arguments.dry_run:
         return 0
     with locked_folder(plan.folder, "study.folder", "another study is running"), StopOnSignal() as stop:
         study = Study(plan, sets, launch, stop)

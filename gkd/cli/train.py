@@ -76,7 +76,6 @@ def check_teacher_of(config: TrainRun, teacher: Teacher, dataset: Any, device: t
         min_train_rank1=settings.min_train_rank1,
         num_samples=settings.check_samples,
         device=device,
-        is_foreign=settings.backbone is not None,
         record=settings.centres.folder / "teacher_check.json" if settings.centres else None,
     )
 
@@ -119,6 +118,8 @@ class Run:
                 teacher.backbone.cpu()  # it has done its part
         if distributed.rank() == 0:
             record_start(self.folder, dump_yaml(self.config), self.command, self.values["environment"])
+        if start_step == self.settings.total_steps:
+            logger.info("this run is finished already: all %d steps are done", start_step)
         logger.info(
             "%d images of %d identities, %d steps of %d images, %d process(es) on %s, starting at step %d",
             len(self.dataset),

@@ -64,13 +64,13 @@ class InputCheck:
     gap_high: float | None = None
 
     def __str__(self) -> str:
-        text = f"input: {describe_input(self.declared)}, {self.size[0]}x{self.size[1]}"
+        text = f"input: {self.declared}, {self.size[0]}x{self.size[1]}"
         if self.d_prime is None:
             return f"{text}; not checked"
         text += f"; d' {self.d_prime:.2f} on {self.num_pairs} pairs"
         if self.best_alternative is None:
             return text
-        return f"{text}; best alternative {describe_input(self.best_alternative)}: {self.best_d_prime:.2f}"
+        return f"{text}; best alternative {self.best_alternative}: {self.best_d_prime:.2f}"
 
 
 def check_input(
@@ -110,7 +110,7 @@ def check_input(
         logger.warning(
             "input: %s is as declared and cannot be checked: %s has %d same and %d different pairs to look at, "
             "and %d of each are needed",
-            describe_input(input_spec),
+            input_spec,
             pairs.name,
             is_same.sum(),
             (~is_same).sum(),
@@ -139,11 +139,6 @@ def alternatives(declared: InputSpec) -> list[InputSpec]:
             if not any(_is_near(spec, other) for other in (declared, *found)):
                 found.append(spec)
     return found
-
-
-def describe_input(spec: InputSpec) -> str:
-    """Such as `rgb, mean 127.5, std 127.5`."""
-    return f"{spec.color}, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}"
 
 
 def _numbers(values: tuple[float, float, float], separator: str = " ") -> str:
@@ -193,7 +188,7 @@ def _cosines(
                 own[index] = 1.0 - squared_distances(embeddings[0::2], embeddings[1::2]) / 2.0
             except Exception as error:  # told to the other ranks first, which wait below; then raised
                 if index > 0 and isinstance(error, CheckpointError | DataError):
-                    logger.debug("alternative input %s left out: %s", describe_input(specs[index]), error)
+                    logger.debug("alternative input %s left out: %s", specs[index], error)
                     continue
                 failure = (index, error)
                 break
@@ -243,8 +238,8 @@ def _judge(check: InputCheck) -> None:
         return
     if low > 0 and figure - own >= _MIN_RELATIVE_GAP * abs(figure):
         raise ConfigError(
-            f"the declared input ({describe_input(check.declared)}) is not what this network was trained with: it "
-            f"separates faces better with {describe_input(best)}: d' {figure:.2f} instead of {own:.2f} on "
+            f"the declared input ({check.declared}) is not what this network was trained with: it "
+            f"separates faces better with {best}: d' {figure:.2f} instead of {own:.2f} on "
             f"{check.num_pairs} pairs (gap {low:.2f} to {check.gap_high:.2f}); declare "
             f"--color {best.color} --mean {_numbers(best.mean)} --std {_numbers(best.std)} on the command line, or "
             f"teacher.input: {{color: {best.color}, mean: {list(best.mean)}, std: {list(best.std)}}} in the YAML"
@@ -252,7 +247,7 @@ def _judge(check: InputCheck) -> None:
     logger.warning(
         "input: d' is %.2f with %s and %.2f with the declared %s; no certain difference, but check the declaration",
         figure,
-        describe_input(best),
+        best,
         own,
-        describe_input(check.declared),
+        check.declared,
     )

@@ -39,10 +39,10 @@ class Backbone(nn.Module):
         self.input_size = (height, width)
         self.architecture = {}
 
-    def final_size(self) -> tuple[int, int]:
-        """Height and width of the last feature map, after four halvings that round up."""
+    def final_size(self, pooling: int = 1) -> tuple[int, int]:
+        """Height and width of the last feature map, after pooling that rounds down and four halvings that round up."""
         height, width = self.input_size
-        return -(-height // 16), -(-width // 16)
+        return -(-(height // pooling) // 16), -(-(width // pooling) // 16)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:

@@ -35,6 +35,14 @@ class InputSpec:
         if min(self.std) <= 0:
             raise ConfigError(f"input std must be above 0 in all channels, got {self.std}")
 
+    def __str__(self) -> str:
+        """Such as `rgb, mean 127.5, std 127.5`."""
+        mean, std = (
+            " ".join(f"{value:.6g}" for value in (values[:1] if len(set(values)) == 1 else values))
+            for values in (self.mean, self.std)
+        )
+        return f"{self.color}, mean {mean}, std {std}"
+
     def convert(self, images: Tensor) -> Tensor:
         """Normalise RGB pixels.
 

@@ -5,9 +5,10 @@ Source: Chen et al. 2018, "MobileFaceNets", table 1; names and shapes of the ten
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gkd.models.backbone import Backbone, check_number, embed_in_full_precision
+from gkd.models.backbone import Backbone, check_integer, check_number, embed_in_full_precision
 from gkd.models.mobilefacenet import initialise_kaiming
 
 
@@ -91,6 +92,8 @@ class MobileFaceNetClassic(Backbone):
         embedding_dim: D.
         width_multiplier: scales all channels.
         input_size: (H, W) in pixels.
+        input_pooling: average squares of so many pixels first: 2 makes a network for images of half the size that
+            takes, and is compared on, whole ones, at about a quarter of the time.
 
     Raises:
         ConfigError: a setting out of its range.
@@ -102,8 +105,10 @@ class MobileFaceNetClassic(Backbone):
         embedding_dim: int = 512,
         width_multiplier: float = 1.0,
         input_size: tuple[int, int] = (112, 112),
+        input_pooling: int = 1,
     ) -> None:
         super().__init__(embedding_dim=embedding_dim, input_size=input_size)
+        self.input_pooling = check_integer("input_pooling", input_pooling, 1, 4)
         width = round(64 * check_number("width_multiplier", width_multiplier, 0.0625, 8.0))
         self.conv1 = Convolution(3, width, 3, stride=2)
         self.conv2_dw = Convolution(width, width, 3, groups=width)
@@ -114,11 +119,13 @@ class MobileFaceNetClassic(Backbone):
         self.conv_45 = InvertedBlock(2 * width, 8 * width, 2 * width, stride=2)
         self.conv_5 = Stage(2 * width, 4 * width, 2)
         self.conv_6_sep = Convolution(2 * width, 8 * width, 1)
-        self.output_layer = OutputLayer(8 * width, embedding_dim, self.final_size())
+        self.output_layer = OutputLayer(8 * width, embedding_dim, self.final_size(self.input_pooling))
         initialise_kaiming(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to raw embeddings (N, D)."""
+        if self.input_pooling > 1:
+            images = F.avg_pool2d(images, self.input_pooling)
         maps = self.conv2_dw(self.conv1(images))
         maps = self.conv_4(self.conv_34(self.conv_3(self.conv_23(maps))))
         maps = self.conv_6_sep(self.conv_5(self.conv_45(maps)))

@@ -30,12 +30,16 @@ FIELDS = {"architecture", "input", "state_dict", "extra"}
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did: the file, the family found in it, the prefix stripped from its names, the tensors."""
+    """What `load_weights` did: the file, the family found in it, the prefix stripped from its names, the tensors.
+
+    `input_spec` is what the file says of its input, None where it says nothing.
+    """
 
     path: Path
     family: str
     stripped_prefix: str
     num_tensors: int
+    input_spec: InputSpec | None = None
 
 
 def save_student(
@@ -113,14 +117,17 @@ def load_weights(backbone: Backbone, path: str | Path) -> LoadReport:
     """
     path = Path(path)
     content = restricted_load_torch(path)
+    fields = None
     if isinstance(content, dict) and "format" in content:
-        content = check_format(content, path, FORMAT, FORMAT_VERSION, FIELDS)["state_dict"]
+        fields = check_format(content, path, FORMAT, FORMAT_VERSION, FIELDS)
+        content = fields["state_dict"]
     given = check_tensors(content, str(path))
     prefix = "" if given.keys() == backbone.state_dict().keys() else known_prefix(given)
     tensors = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
     _check_fit(path, backbone, tensors, same_dtype=False)
+    input_spec = None if fields is None else _input_spec(path, fields["input"], backbone)
     backbone.load_state_dict(tensors)
-    return LoadReport(path, describe_family(shapes_of(tensors)), prefix, len(tensors))
+    return LoadReport(path, describe_family(shapes_of(tensors)), prefix, len(tensors), input_spec)
 
 
 def _build(path: Path, architecture: Any, *, on_meta: bool) -> Backbone:

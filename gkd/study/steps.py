@@ -7,7 +7,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Study:
 
     def run(self) -> None:
         """Tune the control, then the methods, then train and score the final runs."""
+        self._make_centres()
         self._run_all(self.plan.tuning_runs(CONTROL), (self.sets.tuning,))
         self._choose([CONTROL])
         if CONTROL not in self.choices or self.stop.signal_number:
@@ -47,11 +49,9 @@ class Study:
         methods = list(self.plan.study.methods)
         control = self.choices[CONTROL]
         trials = [run for method in methods for run in self.plan.tuning_runs(method, control)]
-        self._make_centres(trials)
         self._run_all(trials, (self.sets.tuning,))
         self._choose(methods)
         finals = [run for method, trial in self.choices.items() for run in self.plan.final_runs(method, control, trial)]
-        self._make_centres(finals)
         self._run_all(finals, self.sets.tests)
 
     def _choose(self, methods: Sequence[str]) -> None:
@@ -130,38 +130,36 @@ class Study:
         if current_score(run.folder, key) is None:
             raise GkdError(f"{key.path}: no score was written; see {run.folder / 'score.log'}")
 
-    def _make_centres(self, runs: Sequence[PlannedRun]) -> None:
-        """Make the class centres of teachers that are about to be used and have them in a folder, once each."""
+    def _make_centres(self) -> None:
+        """Make the class centres of the methods' teachers, once each, before anything trains.
+
+        That also checks the teachers: one that is too weak, or is fed wrongly, ends the study here.
+
+        Raises:
+            GkdError: centres could not be made.
+        """
         mark = self.plan.folder / "centres.json"
-        for run in runs:
+        for method in self.plan.study.methods:
+            run = self.plan.final_runs(method, 0, 0)[0]
             settings = run.config.teacher
-            is_needed = settings is not None and settings.centres is not None and run.name not in self.failures
-            if self.stop.signal_number or not is_needed or is_finished(run):
+            if settings is None or settings.centres is None or self.stop.signal_number:
                 continue
             teacher = _teacher_key(run)
             done = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else []
-            if teacher in done and _centres_folder(run).exists():
+            if teacher in done and settings.centres.folder.exists():
                 continue
-            logger.info("start  class centres in %s", _centres_folder(run))
-            if self._prepare(self._write_config(run)):
+            logger.info("start  class centres in %s", settings.centres.folder)
+            command = [str(ROOT / "tools" / "prepare.py"), "centres", str(self._write_config(run))]
+            run_all([partial(self._prepare, command)], 1, self.launch, self.stop)
+            if not self.stop.signal_number:
                 _write_json(mark, [*done, teacher])
-            elif not self.stop.signal_number:
-                self._fail_users_of(teacher, runs)
 
-    def _prepare(self, config: Path) -> bool:
-        log = self.plan.folder / "centres.log"
-        command = [str(ROOT / "tools" / "prepare.py"), "centres", str(config)]
+    def _prepare(self, command: Sequence[str]) -> None:
         try:
-            run_all([lambda: self._command(command, log)], 1, self.launch, self.stop)
+            self._command(command, self.plan.folder / "centres.log")
         except GkdError as error:
-            logger.error("class centres could not be made: %s", error)
-            return False
-        return not self.stop.signal_number
-
-    def _fail_users_of(self, teacher: Mapping[str, Any], runs: Sequence[PlannedRun]) -> None:
-        for run in runs:
-            if run.is_distilled and _teacher_key(run) == teacher and not is_finished(run):
-                self._note_failure(run.name, f"no class centres; see {self.plan.folder / 'centres.log'}")
+            if not self.stop.signal_number:
+                raise GkdError(f"nothing was trained, for class centres could not be made: {error}") from error
 
     def _command(self, arguments: Sequence[str], log: Path) -> None:
         """Run one of our tools; a failure is a GkdError with its last word."""
@@ -181,12 +179,6 @@ def _teacher_key(run: PlannedRun) -> dict[str, Any]:
     """What class centres depend on, as plain values."""
     key: dict[str, Any] = to_plain(run.config.teacher)
     return key | {"data": to_plain(run.config.data.train)}
-
-
-def _centres_folder(run: PlannedRun) -> Path:
-    assert run.config.teacher is not None
-    assert run.config.teacher.centres is not None
-    return run.config.teacher.centres.folder
 
 
 def _write_json(path: Path, value: Any) -> None:

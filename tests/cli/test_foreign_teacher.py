@@ -12,10 +12,14 @@ import pytest
 import torch
 import yaml
 
+from gkd import build
 from gkd.cli.prepare import main as prepare
 from gkd.cli.train import main
 from gkd.core.config import load_config
+from gkd.core.errors import ConfigError
+from gkd.data import PairSet
 from gkd.heads import SoftmaxHead
+from gkd.inference import check_teacher
 from gkd.models import create_backbone, load_head, load_student
 from gkd.schema import TrainRun
 from gkd.train.metrics import read_metrics
@@ -76,11 +80,33 @@ def test_a_student_learns_from_an_onnx_file(folder: Path, capsys: pytest.Capture
     backbone, _, _ = load_student(folder / "run" / "weights" / "student.pt")
     assert backbone.embedding_dim == 16
     check = json.loads((folder / "centres" / "teacher_check.json").read_text())
-    assert check["train_rank1"] > 0.5
+    assert check["values"]["train_rank1"] > 0.5
     assert main([str(path), f"run.folder={folder / 'second'}", "run.seed=6"]) == 0
     told = capsys.readouterr().err
     assert "embedding 48 images" not in told
     assert "training rank-1" in told
+
+
+def test_figures_of_the_teacher_are_kept_for_these_pairs_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = foreign(folder)
+    assert prepare(["centres", str(path)]) == 0
+    measured: list[int] = []
+    measure = check_teacher._measure
+    monkeypatch.setattr(check_teacher, "_measure", lambda *args: measured.append(1) or measure(*args))
+    assert prepare(["centres", str(path)]) == 0
+    assert not measured
+    pairs = PairSet.load(folder / "pairs.bin")
+    PairSet(pairs.images[4:], pairs.is_same[2:]).save(folder / "pairs.bin")
+    assert prepare(["centres", str(path)]) == 0
+    assert measured == [1]
+    (folder / "centres" / "teacher_check.json").write_text("{")
+    assert prepare(["centres", str(path)]) == 0
+    assert measured == [1, 1]
+    assert "damaged; it is measured anew" in capsys.readouterr().err
+    assert prepare(["centres", str(path), "teacher.min_accuracy=1"]) == 2
+    assert "the teacher is too weak to learn from" in capsys.readouterr().err
 
 
 def test_kept_embeddings_teach_as_the_live_network_does(folder: Path) -> None:
@@ -142,6 +168,28 @@ def test_plain_weights_of_a_named_network(folder: Path) -> None:
     assert tuple(weights.shape) == (6, 12)
 
 
+def test_weights_of_ours_say_what_they_take(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config(folder)), f"run.folder={folder / 'teacher'}", "train.epochs=1"]) == 0
+    network = {"name": "iresnet18", "embedding_dim": 16, "width_multiplier": 0.0625, "input_size": [32, 32]}
+    weights = str(folder / "teacher" / "weights" / "student.pt")
+    path = foreign(folder, backbone=network, weights=weights, input={**INPUT, "color": "bgr"})
+    message = refused(capsys, path)
+    assert "teacher.input: bgr, mean 127.5, std 127.5 was given" in message
+    assert "says that it was trained with rgb, mean 127.5, std 127.5; give that" in message
+    assert not (folder / "centres").exists()
+
+
+def test_a_wrong_input_is_found_before_the_embedding(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConfigError("the declared input is not what this network was trained with")
+
+    monkeypatch.setattr(build, "check_input", refuse)
+    assert "the declared input is not what" in refused(capsys, foreign(folder))
+    assert not (folder / "centres").exists()
+
+
 def test_a_finished_run_with_class_centres_teaches_other_classes(folder: Path) -> None:
     assert main([str(config(folder)), f"run.folder={folder / 'teacher'}"]) == 0
     (folder / "teacher" / "weights" / "head.pt").unlink()
@@ -157,7 +205,7 @@ def test_centres_are_made_without_training(folder: Path, capsys: pytest.CaptureF
     assert "label_noise.csv" in out
     assert not (folder / "run").exists()
     assert main([str(path), "--dry-run"]) == 0
-    assert "there, 0.00 GB of embeddings of these images" in capsys.readouterr().out
+    assert "there, 0.0 MB of embeddings of these images" in capsys.readouterr().out
     assert prepare(["centres", str(config(folder, teacher=None, distill=[]))]) == 2
     assert "has no teacher.centres" in capsys.readouterr().err
 
@@ -166,7 +214,7 @@ def test_a_dry_run_says_what_would_be_made(folder: Path, capsys: pytest.CaptureF
     assert main([str(foreign(folder)), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "to be made from 48 images" in out
-    assert "mean=(127.5, 127.5, 127.5)" in out
+    assert "frozen, rgb, mean 127.5, std 127.5" in out
     assert not (folder / "centres").exists()
 
 

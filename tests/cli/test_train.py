@@ -296,3 +296,21 @@ def test_a_teacher_of_two_runs_is_refused(folder, teacher_run, tmp_path, capsys)
     save_head(mixed / "weights" / "head.pt", class_weights[:, :8].clone(), meta)
     message = refused(capsys, distilled(folder, mixed), f"run.folder={tmp_path / 'run'}")
     assert "has embeddings of 16 numbers and its weights/head.pt class weights of 8" in message
+
+
+def test_a_dry_run_sees_a_folder_that_cannot_be_made(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([str(config(folder)), f"run.folder={tmp_path / 'file' / 'run'}", "--dry-run"]) == 2
+    assert f"run.folder: {tmp_path / 'file'} is not a folder; choose another folder" in capsys.readouterr().out
+
+
+def test_a_warm_up_that_outlasts_the_run_is_told(teacher_run, folder, tmp_path, capsys):
+    path = distilled(folder, teacher_run)
+    options = ["distill.0.warmup_epochs=2", "distill.0.weight=0.5", f"run.folder={tmp_path / 'run'}"]
+    told = "distill.0: the weight of gkd warms up over 2 epochs, and the run has 2: it never reaches 0.5"
+    assert main([str(path), *options, "--dry-run"]) == 0
+    assert told in capsys.readouterr().out
+    assert main([str(path), *options]) == 0
+    assert told in capsys.readouterr().err
+    assert main([str(path), *options]) == 0
+    assert "this run is finished already: all 12 steps are done" in capsys.readouterr().err

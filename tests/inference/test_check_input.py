@@ -19,7 +19,7 @@ from gkd.data import PairSet
 from gkd.evaluation import squared_distances, verify_distances
 from gkd.evaluation.paired import paired_d_prime_gap
 from gkd.inference import check_input as module
-from gkd.inference.check_input import InputCheck, alternatives, check_input, describe_input
+from gkd.inference.check_input import InputCheck, alternatives, check_input
 from gkd.inference.embed import embed_images
 from gkd.models import InputSpec, create_backbone
 
@@ -92,7 +92,7 @@ def test_a_wrong_input_is_refused_with_the_right_one_to_type(declared: InputSpec
     with pytest.raises(ConfigError) as caught:
         check_input(PlusMinusOneBackbone(), declared, make_pairs())
     message = str(caught.value)
-    assert message.startswith(f"the declared input ({describe_input(declared)}) is not what this network was trained")
+    assert message.startswith(f"the declared input ({declared}) is not what this network was trained")
     assert "--color rgb --mean 127.5 --std 127.5 on the command line" in message
     assert "teacher.input: {color: rgb, mean: [127.5, 127.5, 127.5], std: [127.5, 127.5, 127.5]}" in message
     assert " on 160 pairs (gap " in message

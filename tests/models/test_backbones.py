@@ -403,3 +403,14 @@ def test_a_projection_equals_a_strided_convolution(channels: int) -> None:
         results.append((output, *gradients))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_pooling_the_input_is_the_network_for_smaller_images() -> None:
+    pooled = small("mobilefacenet_classic", input_pooling=2).eval()
+    smaller = small("mobilefacenet_classic", input_size=(28, 32)).eval()
+    smaller.load_state_dict(pooled.state_dict())
+    assert pooled.architecture["input_pooling"] == 2
+    assert torch.equal(pooled(images()), smaller(F.avg_pool2d(images(), 2)))
+    assert not torch.equal(pooled(images()), smaller(images()[..., ::2, ::2]))
+    with pytest.raises(ConfigError, match="input_pooling must be an integer from 1 to 4, got 0"):
+        small("mobilefacenet_classic", input_pooling=0)

@@ -17,10 +17,13 @@ import yaml
 
 from gkd.core.config import load_config, to_plain
 from gkd.core.errors import DataError
+from gkd.data import PairSet
+from gkd.models import load_head, save_head
 from gkd.schema import TrainRun
 from gkd.study import report as study_report
 from gkd.study.plan import StudyPlan
 from gkd.study.score import read_score, read_verdicts
+from tests.models.onnx_nets import face_net
 from tests.study.tiny_study import (
     ABSENT,
     GKD,
@@ -150,21 +153,19 @@ def test_the_flip_of_tuning_and_test_are_their_own(inputs, tmp_path):
     assert read_score(folder / "final" / "kd_seed1", inputs / "test.bin").flip is True
 
 
-def test_class_centres_are_made_once_before_the_first_distilled_run(inputs, tmp_path):
+def test_class_centres_are_made_once_before_anything_trains(inputs, tmp_path):
     centres = {"folder": str(tmp_path / "centres")}
     study = write_study(tmp_path, inputs, teacher={"centres": centres})
     launch = FakeLaunch(fail=lambda run: run.run.seed == 2)
     assert run_study(study, launch) == 2
-    assert launch.names("centres") == ["tuning/kd-1"]
-    position = launch.commands.index(("centres", "tuning/kd-1"))
-    assert launch.commands.index(("train", "tuning/control-2")) < position
-    assert position < launch.commands.index(("train", "tuning/kd-1"))
+    assert launch.names("centres") == ["final/gkd_seed1"]
+    assert launch.commands[0] == ("centres", "final/gkd_seed1")
     again = FakeLaunch()
     assert run_study(study, again) == 0
     assert again.names("centres") == []
 
 
-def test_centres_that_cannot_be_made_fail_their_users_alone(inputs, tmp_path, capsys):
+def test_nothing_trains_where_centres_cannot_be_made(inputs, tmp_path, capsys):
     class NoCentres(FakeLaunch):
         def make_centres(self, run, log):
             log.write_text("error: no such teacher\n")
@@ -172,10 +173,44 @@ def test_centres_that_cannot_be_made_fail_their_users_alone(inputs, tmp_path, ca
 
     study = write_study(tmp_path, inputs, teacher={"centres": {"folder": str(tmp_path / "centres")}})
     assert run_study(study, launch := NoCentres()) == 2
-    assert launch.names("train") == [*TUNING[:2], *FINAL[:2]]
-    captured = capsys.readouterr()
-    assert "class centres could not be made: no such teacher (exit code 2" in captured.err
-    assert "no class centres; see" in captured.out
+    assert launch.names("train") == []
+    message = capsys.readouterr().err
+    assert "nothing was trained, for class centres could not be made: no such teacher (exit code 2" in message
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+def test_teachers_are_tried_before_anything_trains(inputs, tmp_path, capsys, arguments):
+    foreign = {
+        "run": None,
+        "backbone": {"name": f"onnx:{tmp_path / 'none.onnx'}"},
+        "input": {"color": "rgb", "mean": [127.5] * 3, "std": [127.5] * 3},
+        "centres": {"folder": str(tmp_path / "centres")},
+    }
+    missing = write_study(tmp_path, inputs, teacher=foreign)
+    assert refused(capsys, missing, *arguments).count("none.onnx: no such file") == 1
+    face_net(tmp_path / "none.onnx", side=64)
+    assert "none.onnx" in refused(capsys, missing, *arguments)
+    weights, meta = load_head(inputs / "teacher" / "weights" / "head.pt")
+    shutil.copytree(inputs / "teacher", tmp_path / "other")
+    save_head(tmp_path / "other" / "weights" / "head.pt", weights[:5], {**meta, "num_classes": 5})
+    study = write_study(tmp_path, inputs, teacher={"run": str(tmp_path / "other")})
+    assert "has 5 classes, the training data have 6" in refused(capsys, study, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+def test_images_of_a_test_set_are_refused_for_tuning(inputs, tmp_path, capsys, arguments):
+    test, held_out = PairSet.load(inputs / "test.bin"), PairSet.load(inputs / "held_out.bin")
+    images = [*held_out.images[:-2], *test.images[:2]]
+    PairSet(images, held_out.is_same).save(tmp_path / "leaky.bin")
+    study = write_study(tmp_path, inputs, tuning={"pairs": str(tmp_path / "leaky.bin")})
+    assert "2 of the images of" in refused(capsys, study, *arguments)
+
+
+def test_a_trial_that_changed_is_refused_before_the_others_are_chosen_from(path, tmp_path, capsys):
+    assert run_study(path, FakeLaunch()) == 0
+    capsys.readouterr()
+    message = refused(capsys, path, "control.trials=[{optim.lr: 0.05}, {optim.lr: 0.3}]")
+    assert "tuning/control-2 holds a run of other settings (optim.lr: 0.1 there, 0.3 now)" in message
 
 
 # What is not repeated
@@ -229,7 +264,7 @@ def test_a_run_of_other_settings_is_neither_taken_for_done_nor_overwritten(path,
     assert run_study(path, launch, "methods.gkd.overrides={data.flip_probability: 0.25}") == 2
     assert launch.commands == []
     message = capsys.readouterr().err
-    assert "belongs to a run with other settings (data.flip_probability: 0.5 there, 0.25 now)" in message
+    assert "holds a run of other settings (data.flip_probability: 0.5 there, 0.25 now)" in message
 
 
 def test_another_teacher_is_another_setting(path, inputs, tmp_path, capsys):

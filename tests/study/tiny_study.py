@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from gkd.cli import train
 from gkd.cli.study import main
 from gkd.cli.study_score import main as score_main
 from gkd.core.config import load_config
-from gkd.data import PairSet
+from gkd.data import PairSet, RecordFile
 from gkd.evaluation import verify_distances
 from gkd.evaluation.verification import judge_pairs
+from gkd.models import InputSpec, create_backbone, save_head, save_student
 from gkd.schema import TrainRun
 from gkd.study import score as study_score
-from tests.train.tiny_run import config, picture, write_data
+from tests.train.tiny_run import SIZE, config, picture, write_data
 
 GKD = {"distill": [{"loss": {"name": "gkd", "grouping": {"name": "top_k", "k": 3}}, "warmup_epochs": 0}]}
 KD = {"distill": [{"loss": {"name": "kd"}, "weight": 1.0, "warmup_epochs": 0}]}
@@ -40,12 +42,16 @@ def write_held_out(path: Path) -> None:
 
 
 def write_inputs(folder: Path) -> None:
-    """Training data, held-out and test pairs, the control's config, and a folder that stands for a teacher's run."""
+    """Training data, held-out and test pairs, the control's config, and an untrained network as a teacher's run."""
     write_data(folder)
     (folder / "pairs.bin").rename(folder / "test.bin")
     write_held_out(folder / "held_out.bin")
     config(folder, evaluation=None, train={"epochs": 1}).rename(folder / "base.yaml")
-    (folder / "teacher").mkdir()
+    data = RecordFile(folder / "train.rec")
+    teacher = create_backbone("iresnet18", embedding_dim=16, width_multiplier=0.0625, input_size=(SIZE, SIZE))
+    save_student(folder / "teacher/weights/student.pt", teacher, InputSpec(), {"step": 1, "total_steps": 1})
+    meta = {"fingerprint": data.fingerprint, "margin": {"name": "cosface", "scale": 16.0, "margin": 0.2}}
+    save_head(folder / "teacher/weights/head.pt", torch.randn(data.num_identities, 16), meta | {"num_classes": 6})
 
 
 def write_study(folder: Path, inputs: Path, **sections: Any) -> Path:
