@@ -16,6 +16,7 @@ _GAP = "  "
 _MISSING = "-"
 # Eight hues that colour-blind readers can tell apart (Okabe and Ito, 2008), the light yellow last.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+_DASHES = ("-", "--", ":", "-.")
 
 
 def format_table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -50,7 +51,7 @@ def plot_roc(curves: Mapping[str, RocCurve], path: str | Path) -> None:
     for index, (name, curve) in enumerate(curves.items()):
         far, tar = _measurable_points(curve)
         smallest_far = min(smallest_far, float(far[0]))
-        axes.step(far, tar, where="post", label=name, color=_COLORS[index % len(_COLORS)], linewidth=1.8)
+        axes.step(far, tar, where="post", label=name, linewidth=1.8, **_style(index))
     axes.set_xscale("log")
     axes.set_xlim(smallest_far, 1.0)
     axes.set_ylim(top=1.005)
@@ -99,9 +100,14 @@ def plot_curves(
     figure, axes = _new_axes("Step", ylabel, title)
     for index, (name, (steps, values)) in enumerate(curves.items()):
         marker = "o" if len(steps) < 30 else ""
-        color = _COLORS[index % len(_COLORS)]
-        axes.plot(steps, values, label=name, color=color, linewidth=1.6, marker=marker, markersize=3.5)
+        axes.plot(steps, values, label=name, linewidth=1.6, marker=marker, markersize=3.5, **_style(index))
     _save(figure, axes, path, legend_place="best")
+
+
+def _style(index: int) -> dict[str, str]:
+    """A color, and once all have been used another dash."""
+    turn, place = divmod(index, len(_COLORS))
+    return {"color": _COLORS[place], "linestyle": _DASHES[turn % len(_DASHES)]}
 
 
 def _new_axes(xlabel: str, ylabel: str, title: str) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gkd.core.errors import ConfigError
-from gkd.evaluation import format_table, plot_curves, plot_roc, plot_scores, roc_curve
+from gkd.evaluation import format_table, plot_curves, plot_roc, plot_scores, report, roc_curve
 
 
 def _scores(num_pairs: int = 2000) -> tuple[np.ndarray, np.ndarray]:
@@ -81,3 +81,8 @@ def test_missing_matplotlib_is_told_with_what_to_do(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ConfigError, match="pip install matplotlib"):
         plot_curves({}, tmp_path / "c.png", "Loss")
+
+
+def test_no_two_of_many_curves_look_alike() -> None:
+    styles = [tuple(report._style(index).values()) for index in range(32)]
+    assert len(set(styles)) == 32
