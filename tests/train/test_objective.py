@@ -278,6 +278,7 @@ def run_config(tmp_path):
 def test_a_built_projection_fits_both_networks_leaves_the_start_alone_and_stays_out_of_student_pt(run_config, tmp_path):
     dataset = build.build_dataset(run_config)
     frozen = Teacher(TinyBackbone(1, TEACHER_DIM), SoftmaxHead(TEACHER_DIM, dataset.num_identities), InputSpec())
+    frozen.backbone.input_size = (32, 32)
     torch.manual_seed(5)
     control = build.build_objective(run_config, dataset, None, 6)
     torch.manual_seed(5)
