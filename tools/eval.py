@@ -6,7 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gkd.cli import leave
 from gkd.cli.eval import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

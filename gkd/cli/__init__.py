@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from gkd.core.errors import GkdError
 
@@ -36,3 +37,12 @@ def run_tool(function: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
+
+
+def leave(code: int) -> NoReturn:
+    """End the process of a tool, without taking it apart where torchrun started it; see `distributed.end_process`."""
+    if "WORLD_SIZE" in os.environ:
+        from gkd.core import distributed  # brings torch, which takes seconds to import
+
+        distributed.end_process(code)
+    sys.exit(code)

@@ -5,11 +5,13 @@ The group exists only between `start()` and `stop()`, never as a side effect of 
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -72,6 +74,19 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def end_process(code: int) -> NoReturn:
+    """End a process that had a process group: exit handlers run and output is flushed, but nothing is torn down.
+
+    DDP and device meshes keep gloo's threads alive after the group is destroyed. Such a thread may still be releasing a
+    tensor while the interpreter is taken apart, and then the process aborts ("terminate called without an active
+    exception") although its work is done.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

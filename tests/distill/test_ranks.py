@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gkd.core.distributed import end_process
 from gkd.core.types import Batch
 from gkd.distill import LOSSES, CumulativeMass, GroupedKD
 from gkd.heads import CosFace, SoftmaxHead
@@ -78,6 +79,7 @@ def one_rank(rank: int, folder: str) -> None:
     saved = {name: gradients_of_rank(name, rank) for name in LOSSES}
     torch.save({"grouping": grouping_of(rank), **saved}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    end_process(0)
 
 
 @pytest.fixture(scope="module")

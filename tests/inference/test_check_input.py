@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from gkd.core.distributed import end_process
 from gkd.core.errors import CheckpointError, ConfigError, DataError
 from gkd.data import PairSet
 from gkd.evaluation import squared_distances, verify_distances
@@ -214,6 +215,7 @@ def _check_on_rank(rank: int, folder: str) -> None:
     except ConfigError as error:
         torch.save({"line": str(check), "refusal": str(error)}, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
+    end_process(0)
 
 
 def test_two_ranks_share_the_work_and_agree_with_one(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from gkd.core.distributed import end_process
 from gkd.core.errors import CheckpointError, ConfigError, DataError, GkdError
 from gkd.core.files import locked_folder
 from gkd.data import RecordFile, RecordWriter
@@ -290,17 +291,16 @@ def _on_rank(rank: int, folder: Path) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", LOCAL_RANK=str(rank))
     embedding_store.BLOCK_SIZE = 4
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    backbone = Flat()
+    centres = find(folder / "centres", RecordFile(folder / "train.rec"), backbone)
+    torch.save((centres.weights, backbone.calls), folder / f"rank{rank}.pt")
+    broken = RecordFile(folder / "broken.rec")
     try:
-        backbone = Flat()
-        centres = find(folder / "centres", RecordFile(folder / "train.rec"), backbone)
-        torch.save((centres.weights, backbone.calls), folder / f"rank{rank}.pt")
-        broken = RecordFile(folder / "broken.rec")
-        try:
-            find(folder / "broken", broken)
-        except DataError as error:
-            (folder / f"error{rank}").write_text(str(error))
-    finally:
-        torch.distributed.destroy_process_group()
+        find(folder / "broken", broken)
+    except DataError as error:
+        (folder / f"error{rank}").write_text(str(error))
+    torch.distributed.destroy_process_group()
+    end_process(0)
 
 
 def test_two_ranks_share_the_work_and_agree_with_one(tmp_path: Path, faces: RecordFile) -> None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from gkd.core.distributed import end_process
 from gkd.core.errors import ConfigError, DataError, GkdError
 from gkd.data import decode_image
 from gkd.inference.embed import embed_images, evaluate_pairs
@@ -169,6 +170,7 @@ def _embed_on_rank(rank: int, folder: str) -> None:
     torch.save({"rows": torch.from_numpy(rows), "few": torch.from_numpy(few), "messages": messages,
                 "accuracies": result.fold_accuracies, "auc": result.auc}, f"{folder}/rank{rank}.pt")  # fmt: skip
     dist.destroy_process_group()
+    end_process(0)
 
 
 def _message(backbone: TinyBackbone, images: list[bytes]) -> str:

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from gkd.core.distributed import end_process
 from gkd.core.errors import CheckpointError
 from gkd.train.checkpoint import Checkpoints
 
@@ -45,6 +46,7 @@ def one_rank(rank: int, folder: str) -> None:
     save_and_load(rank, checkpoints)
     fail(rank, checkpoints)
     dist.destroy_process_group()
+    end_process(0)
 
 
 def save_and_load(rank: int, checkpoints: Checkpoints) -> None:
