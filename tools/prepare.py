@@ -1,4 +1,4 @@
-"""Make data: `prepare.py synthetic OUT` or `prepare.py pack FOLDER OUT.rec`."""
+"""Make, check and change data; see `--help`."""
 
 import sys
 from pathlib import Path

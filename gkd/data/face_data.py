@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 _MAX_HASHED_IMAGES = 1024
 
 
@@ -14,6 +17,10 @@ class FaceData(Protocol):
     @property
     def num_identities(self) -> int:
         """The largest label + 1."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The label of every image, (N,), without reading the images. Not to be written to."""
 
     @property
     def identity_names(self) -> tuple[str, ...] | None:

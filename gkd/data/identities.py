@@ -95,7 +95,7 @@ def _require_names(sources: Sequence[Faces]) -> None:
 
 def _images_by_label(faces: Faces) -> list[tuple[int, Int64s]]:
     """Each label that has images, ascending, with their indices in the set's order."""
-    labels = np.array([faces[index][1] for index in range(len(faces))], dtype=np.int64)
+    labels = faces.labels
     order = np.argsort(labels, kind="stable")
     found, starts = np.unique(labels[order], return_index=True)
     if len(found) < faces.num_identities:

@@ -11,6 +11,7 @@ import numpy as np
 from gkd.core.errors import DataError
 from gkd.core.files import GIB, read_bounded
 from gkd.data.face_data import fingerprint_of
+from gkd.data.record_index import Int64s
 from gkd.data.record_writer import RecordWriter
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
@@ -41,7 +42,9 @@ class FaceFolder:
         if not self._names:
             raise DataError(f"{self.path}: no sub-folder holds an image ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self._files = [file for name in self._names for file in files[name]]
-        self._labels = np.repeat(np.arange(len(self._names)), [len(files[name]) for name in self._names])
+        self._labels: Int64s = np.repeat(
+            np.arange(len(self._names), dtype=np.int64), [len(files[name]) for name in self._names]
+        )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -59,6 +62,11 @@ class FaceFolder:
         if not encoded:
             raise DataError(f"{self.describe(index)}: the image is empty; replace or remove it")
         return encoded, int(self._labels[index])
+
+    @property
+    def labels(self) -> Int64s:
+        """int64 (N,), the label of every image."""
+        return self._labels
 
     @property
     def num_identities(self) -> int:

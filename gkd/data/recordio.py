@@ -86,12 +86,21 @@ class RecordFile:
         """
         if self._num_identity_records and self._are_labels_in_order(self._num_identity_records):
             return self._num_identity_records
+        return int(self.labels.max()) + 1
+
+    @cached_property
+    def labels(self) -> Int64s:
+        """int64 (N,), the label of every image, from the heads of the records alone.
+
+        Raises:
+            DataError: a label that is no whole number from 0, or a damaged record.
+        """
         labels = read_labels(self.path, self._size, self.keys, self._offsets)
         with np.errstate(invalid="ignore"):
             unfit = np.flatnonzero(~((labels >= 0) & (labels < _MAX_LABEL) & (labels == np.floor(labels))))
         if len(unfit):
             raise self._unfit_label(float(labels[unfit[0]]), int(unfit[0]))
-        return int(labels.max()) + 1
+        return labels.astype(np.int64)
 
     @cached_property
     def identity_names(self) -> tuple[str, ...] | None:
