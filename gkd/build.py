@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from gkd.core import distributed
 from gkd.core.config import build_part
 from gkd.core.errors import CheckpointError, ConfigError
-from gkd.data import DATASETS, PairSet
+from gkd.data import DATASETS, FaceData, PairSet
+from gkd.data.augment import AUGMENTATIONS, Augment
+from gkd.data.joined import JoinedFaces
+from gkd.data.sampling import SAMPLINGS, Order
 from gkd.distill import GROUPINGS, LOSSES
 from gkd.heads import HEADS, MARGINS, Margin, SoftmaxHead
 from gkd.inference.check_input import check_input
@@ -43,9 +47,64 @@ class TeacherParts:
     margin: Margin
 
 
-def build_dataset(config: TrainRun) -> Any:
-    """The training data set."""
-    return build_part(config.data.train, DATASETS)
+def build_dataset(config: TrainRun) -> FaceData:
+    """The training data: one set, or several as one.
+
+    Raises:
+        DataError: a set that is missing or damaged. ConfigError: sets that cannot be joined.
+    """
+    data = config.data
+    first: FaceData = build_part(data.train, DATASETS)
+    if not data.more:
+        return first
+    sets = [first, *(build_part(more.data, DATASETS) for more in data.more)]
+    if any(is_streamed(faces) for faces in sets):
+        raise ConfigError("data.more: tar shards cannot be joined with other sets; write one set of shards of them all")
+    weights = [data.train_weight, *(more.weight for more in data.more)]
+    return JoinedFaces(sets, weights=weights, identities=data.identities)
+
+
+def is_streamed(dataset: FaceData) -> bool:
+    """Whether the images are cheap to read only in the order in which they lie."""
+    return bool(getattr(dataset, "is_streamed", False))
+
+
+def build_order(config: TrainRun, dataset: FaceData) -> Order:
+    """The order in which training sees the images.
+
+    Raises:
+        ConfigError: an order that does not fit the data or the batch.
+    """
+    name = config.data.sampling.name
+    if is_streamed(dataset) and name != "shards":
+        raise ConfigError(
+            f"data.sampling: {name} order over tar shards would fetch a shard for every image; set data.sampling=shards"
+        )
+    order: Order = build_part(config.data.sampling, SAMPLINGS).order(
+        dataset, seed=config.run.seed, batch_size=config.train.batch_size
+    )
+    return order
+
+
+def lane_notes(config: TrainRun) -> list[str]:
+    """Shards that several loading processes read, because lanes cannot be shared out evenly."""
+    sampling = config.data.sampling
+    readers = config.train.micro_batches * distributed.world_size() * max(config.data.workers, 1)
+    if sampling.name != "shards" or sampling.arguments()["lanes"] % readers == 0:
+        return []
+    return [
+        f"data.sampling: {sampling.arguments()['lanes']} lanes are no multiple of {readers} (micro-batches x ranks x "
+        "workers), so some shards are fetched by several loading processes"
+    ]
+
+
+def build_augment(config: TrainRun) -> Augment:
+    """The changes to the images, in their order.
+
+    Raises:
+        ConfigError: the list holds two mirrorings.
+    """
+    return Augment([build_part(part, AUGMENTATIONS) for part in config.data.augment], config.run.seed)
 
 
 def build_pair_sets(paths: tuple[Path, ...]) -> dict[str, PairSet]:
@@ -112,6 +171,18 @@ def build_terms(config: TrainRun) -> list[DistillTerm]:
             )
         )
     return terms
+
+
+def augment_notes(config: TrainRun) -> list[str]:
+    """What a teacher does not see, because its embeddings of the images as they lie on disk are kept."""
+    names = [part.name for part in config.data.augment if part.name != "flip"]
+    centres = config.teacher.centres if config.teacher else None
+    if not names or centres is None or not centres.reuse_embeddings:
+        return []
+    return [
+        f"data.augment: the student sees the images after {', '.join(names)}, the teacher's kept embeddings are of the "
+        "images without; set teacher.centres.reuse_embeddings=false to run it on what the student sees"
+    ]
 
 
 def warm_up_notes(config: TrainRun) -> list[str]:
@@ -292,7 +363,7 @@ def build_objective(config: TrainRun, dataset: Any, teacher: TeacherParts | None
     if teacher is None:
         return ClassificationObjective(backbone, head, margin, input_spec)
     require_same_size(backbone, teacher.teacher.backbone)
-    for note in warm_up_notes(config):
+    for note in (*warm_up_notes(config), *augment_notes(config)):
         logger.warning("%s", note)
     terms = build_terms(config)
     for term in terms:  # after backbone and head, whose random numbers stay those of an undistilled run
@@ -316,19 +387,19 @@ def build_optimizer(config: TrainRun, objective: nn.Module) -> torch.optim.SGD:
     )
 
 
-def steps_per_epoch(config: TrainRun, num_images: int) -> int:
+def steps_per_epoch(config: TrainRun, images_per_epoch: int) -> int:
     """Whole batches in an epoch; the images that fill none are left out of it, other ones in every epoch."""
-    if config.train.batch_size > num_images:
+    if config.train.batch_size > images_per_epoch:
         raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} is larger than the training data, {num_images} images; "
+            f"train.batch_size: {config.train.batch_size} is larger than an epoch of {images_per_epoch} images; "
             "lower it"
         )
-    return num_images // config.train.batch_size
+    return images_per_epoch // config.train.batch_size
 
 
-def build_schedule(config: TrainRun, num_images: int) -> Schedule:
+def build_schedule(config: TrainRun, images_per_epoch: int) -> Schedule:
     """The learning rate of every step."""
-    per_epoch = steps_per_epoch(config, num_images)
+    per_epoch = steps_per_epoch(config, images_per_epoch)
     return Schedule(
         build_part(config.schedule.decay, SCHEDULES),
         lr=config.optim.lr,
@@ -339,9 +410,9 @@ def build_schedule(config: TrainRun, num_images: int) -> Schedule:
     )
 
 
-def build_settings(config: TrainRun, num_images: int) -> LoopSettings:
+def build_settings(config: TrainRun, images_per_epoch: int) -> LoopSettings:
     """The loop's settings; saving and evaluating fall on the end of an epoch unless told otherwise."""
-    per_epoch = steps_per_epoch(config, num_images)
+    per_epoch = steps_per_epoch(config, images_per_epoch)
     return LoopSettings(
         total_steps=per_epoch * config.train.epochs,
         steps_per_epoch=per_epoch,

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from gkd.core.config import ConfigModel, FilePath, Part, PartOf
 from gkd.data import DATASETS
+from gkd.data.augment import AUGMENTATIONS
+from gkd.data.sampling import SAMPLINGS
 from gkd.distill import GROUPINGS, LOSSES, Grouping
 from gkd.heads import HEADS, MARGINS
 from gkd.models import BACKBONES, InputSpec
@@ -18,6 +20,8 @@ from gkd.models.timm_adapter import TimmBackbone
 from gkd.train.schedule import SCHEDULES
 
 DataPart = Annotated[Part, PartOf(DATASETS, "dataset", include=["path"])]
+SamplingPart = Annotated[Part, PartOf(SAMPLINGS, "sampling", is_checked=True)]
+AugmentPart = Annotated[Part, PartOf(AUGMENTATIONS, "augmentation", is_checked=True)]
 BackbonePart = Annotated[Part, PartOf(BACKBONES, "backbone", open_prefixes={"timm:": (TimmBackbone, "model")})]
 TeacherBackbonePart = Annotated[
     Part,
@@ -45,18 +49,45 @@ class RunSettings(ConfigModel):
     seed: int = Field(default=1024, ge=0, lt=2**32, description="start of every random number of the run")
 
 
-class DataSettings(ConfigModel):
-    """Training images and how they are read."""
+class MoreData(ConfigModel):
+    """A further set of training images."""
 
-    train: DataPart = Field(description="training images: recordio (a .rec file) or folder (one folder an identity)")
+    data: DataPart = Field(description="training images, as in `train`")
+    weight: float = Field(default=1.0, gt=0, description="passes over this set in an epoch; 0.5 takes half of it")
+
+
+class DataSettings(ConfigModel):
+    """Training images, in which order they come, how they are read and changed."""
+
+    train: DataPart = Field(
+        description="training images: recordio (a .rec), folder (one folder an identity) or webdataset (tar shards)"
+    )
+    train_weight: float = Field(default=1.0, gt=0, description="passes over `train` in an epoch, where `more` is set")
+    more: tuple[MoreData, ...] = Field(default=(), description="further sets, trained on together with `train`")
+    identities: Literal["separate", "by_name"] = Field(
+        default="separate", description="whether equal names in several sets are one identity"
+    )
+    sampling: SamplingPart = Field(default="uniform", validate_default=True, description="the order of the images")
+    augment: tuple[AugmentPart, ...] = Field(
+        default=("flip",), validate_default=True, description="changes to the images, one after another, on the device"
+    )
     workers: int = Field(
         default=2, ge=0, le=256, description="processes that decode images, per rank; 0 decodes in the loop"
     )
-    flip_probability: Fraction = Field(default=0.5, description="share of images mirrored left to right")
+    decode: Literal["cpu", "gpu"] = Field(
+        default="cpu", description="where JPEGs are decoded; gpu is nvJPEG, whose pixels differ by a grey level or so"
+    )
     on_bad_record: Literal["raise", "skip"] = Field(
         default="raise", description="what an unreadable image does to the run"
     )
     timeout_seconds: float = Field(default=600.0, gt=0, description="longest wait for a worker before the run stops")
+
+    @classmethod
+    def cross_checks(cls, raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Settings of several sets need several sets."""
+        for key, default in (("train_weight", 1.0), ("identities", "separate")):
+            if not raw.get("more") and raw.get(key, default) != default:
+                yield key, "goes with `more`, which lists further sets; remove it, or add one"
 
 
 class InputSettings(ConfigModel):

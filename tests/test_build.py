@@ -70,9 +70,9 @@ def test_two_terms_of_one_loss_are_logged_apart(loaded):
 
 
 def test_saving_and_evaluating_fall_on_the_end_of_an_epoch_unless_told_otherwise(loaded):
-    settings = build.build_settings(loaded(), num_images=48)
+    settings = build.build_settings(loaded(), images_per_epoch=48)
     assert (settings.total_steps, settings.evaluate_every, settings.save_every) == (12, 6, 6)
-    settings = build.build_settings(loaded("train.save_every=5", "evaluation.every=4"), num_images=48)
+    settings = build.build_settings(loaded("train.save_every=5", "evaluation.every=4"), images_per_epoch=48)
     assert (settings.evaluate_every, settings.save_every) == (4, 5)
 
 

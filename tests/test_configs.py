@@ -57,7 +57,7 @@ def test_a_config_builds(path: Path) -> None:
         build.build_head(config, 8, 10)
     build.build_margin(config)
     build.build_input_spec(config)
-    build.build_schedule(config, num_images=100_000)
+    build.build_schedule(config, images_per_epoch=100_000)
     assert len(build.build_terms(config)) == len(config.distill)
 
 

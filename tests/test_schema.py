@@ -109,9 +109,15 @@ def test_a_distilled_run() -> None:
     [
         ("run.seed=-1", "run.seed: expected a number of at least 0, got -1"),
         ("run.seed=4294967296", "run.seed: expected a number below 4294967296, got 4294967296"),
-        ("data.flip_probability=1.5", "data.flip_probability: expected a number of at most 1, got 1.5"),
+        (
+            "data.augment=[{name: flip, probability: 1.5}]",
+            "data.augment.0: augmentation flip: probability must lie between 0 and 1, got 1.5",
+        ),
+        ("data.augment=[mirror]", "data.augment.0.name: unknown name `mirror`"),
+        ("data.sampling=random", "data.sampling.name: unknown name `random`; known: `balanced`, `shards`, `uniform`"),
+        ("data.train_weight=2", "data.train_weight: goes with `more`, which lists further sets; remove it, or add one"),
         ("data.on_bad_record=ignore", "data.on_bad_record: expected `raise` or `skip`, got the text `ignore`"),
-        ("data.train=lmdb", "data.train.name: unknown name `lmdb`; known: `folder`, `recordio`"),
+        ("data.train=lmdb", "data.train.name: unknown name `lmdb`; known: `folder`, `recordio`, `webdataset`"),
         ("data.train={name: folder}", "data.train.path: missing, and it has no default"),
         ("data.timeout_seconds=0", "data.timeout_seconds: expected a number above 0, got 0"),
         ("backbone=mobilefacnet", "backbone.name: unknown name `mobilefacnet`; did you mean `mobilefacenet`?"),

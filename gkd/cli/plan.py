@@ -38,12 +38,13 @@ def format_plan(config: TrainRun) -> tuple[str, bool]:
         # As far as the first one shows, the images have the size that the network takes.
         _attempt(problems, lambda: decode_image(dataset[0][0], backbone.input_size, dataset.describe(0)))
     else:
-        lines.append(
-            f"training data   {config.data.train.arguments()['path']}: not readable, so classes and steps are unknown"
-        )
+        lines.append(f"training data   {_data_paths(config)}: not readable, so classes and steps are unknown")
     lines += _set_lines(config, problems)
     lines += _teacher_lines(config, backbone, dataset, problems)
-    lines += [f"note            {text}" for text in build.warm_up_notes(config)]
+    lines += [
+        f"note            {text}"
+        for text in (*build.warm_up_notes(config), *build.augment_notes(config), *build.lane_notes(config))
+    ]
     lines += ["", "in the way:", *(f"  {problem}" for problem in problems)] if problems else ["", "ready to train"]
     return "\n".join(lines) + "\n", not problems
 
@@ -87,18 +88,26 @@ def estimate_memory(config: TrainRun, backbone: Backbone, num_classes: int) -> M
 
 
 def _data_lines(config: TrainRun, backbone: Backbone, dataset: Any) -> list[str]:
-    settings = build.build_settings(config, len(dataset))
-    build.build_schedule(config, len(dataset))
+    order = build.build_order(config, dataset)
+    build.build_augment(config)
+    settings = build.build_settings(config, order.images_per_epoch)
+    build.build_schedule(config, order.images_per_epoch)
     memory = estimate_memory(config, backbone, dataset.num_identities)
     return [
-        f"training data   {config.data.train.arguments()['path']}: {len(dataset)} images of "
-        f"{dataset.num_identities} classes",
+        f"training data   {_data_paths(config)}: {len(dataset)} images of {dataset.num_identities} classes",
+        f"order           {order.describe()}",
+        f"augmentation    {', '.join(part.name for part in config.data.augment) or 'none'}",
         f"steps           {settings.total_steps} of {settings.batch_size} images, {settings.steps_per_epoch} an epoch, "
         f"{config.train.epochs} epochs",
         f"memory          about {memory.total_gib:.2f} GiB for one process: weights, gradients and momentum "
         f"{memory.weights / BYTES_PER_GIB:.2f}, activations {memory.activations / BYTES_PER_GIB:.2f}, logits "
         f"{memory.logits / BYTES_PER_GIB:.2f}",
     ]
+
+
+def _data_paths(config: TrainRun) -> str:
+    parts = (config.data.train, *(more.data for more in config.data.more))
+    return ", ".join(str(part.arguments()["path"]) for part in parts)
 
 
 def _set_lines(config: TrainRun, problems: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ from gkd.core import distributed
 from gkd.core.config import dump_yaml, load_config, to_plain
 from gkd.core.log import set_up_logging
 from gkd.data import PairSet
+from gkd.data.batches import BatchPlan
 from gkd.data.loader import TrainLoader
 from gkd.inference.check_teacher import TeacherCheck, check_teacher
 from gkd.inference.embed import evaluate_pairs
@@ -91,7 +92,8 @@ class Run:
         self.dataset = build.build_dataset(config)
         self.pair_sets = build.build_pair_sets(config.evaluation.sets)
         teacher = build.build_teacher(config, self.dataset, self.device) if config.teacher else None
-        self.settings = build.build_settings(config, len(self.dataset))
+        self.order = build.build_order(config, self.dataset)
+        self.settings = build.build_settings(config, self.order.images_per_epoch)
         # Just before the weights are drawn: a control and its student start from the same ones.
         torch.manual_seed(config.run.seed)
         self.objective = build.build_objective(config, self.dataset, teacher, self.settings.steps_per_epoch).to(
@@ -120,6 +122,9 @@ class Run:
             record_start(self.folder, dump_yaml(self.config), self.command, self.values["environment"])
         if start_step == self.settings.total_steps:
             logger.info("this run is finished already: all %d steps are done", start_step)
+        logger.info("order: %s", self.order.describe())
+        for note in build.lane_notes(self.config):
+            logger.warning("%s", note)
         logger.info(
             "%d images of %d identities, %d steps of %d images, %d process(es) on %s, starting at step %d",
             len(self.dataset),
@@ -134,9 +139,10 @@ class Run:
             trainer = Trainer(
                 self.objective,
                 self.optimizer,
-                build.build_schedule(self.config, len(self.dataset)),
+                build.build_schedule(self.config, self.order.images_per_epoch),
                 self.settings,
                 device=self.device,
+                augment=build.build_augment(self.config),
                 run_log=run_log,
                 evaluate=self._evaluate,
                 save=self._save,
@@ -149,21 +155,24 @@ class Run:
 
     def _loader(self, start_step: int) -> TrainLoader:
         data = self.config.data
-        return TrainLoader(
-            self.dataset,
+        plan = BatchPlan(
+            self.order,
             batch_size=self.settings.batch_size,
-            seed=self.config.run.seed,
-            image_size=self.objective.backbone.input_size,
-            num_workers=data.workers,
             num_micro_batches=self.settings.micro_batches,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            flip_probability=data.flip_probability,
-            on_bad_record=data.on_bad_record,
-            start_step=start_step,
+        )
+        return TrainLoader(
+            self.dataset,
+            plan,
+            image_size=self.objective.backbone.input_size,
             total_steps=self.settings.total_steps,
+            start_step=start_step,
+            num_workers=data.workers,
+            on_bad_record=data.on_bad_record,
             timeout_seconds=data.timeout_seconds,
-            pin_memory=self.device.type == "cuda",
+            device=self.device,
+            decode=data.decode,
         )
 
     def _resume(self) -> int:

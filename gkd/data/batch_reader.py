@@ -1,115 +1,120 @@
-"""What a loader's worker does: read and decode one rank's share of a micro-batch."""
+"""What a loading process does: read and decode some rows of a micro-batch into the memory that it shares."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from gkd.core import seed as randomness
 from gkd.core.errors import DataError, GkdError
-from gkd.data.batches import Task
+from gkd.data.batch_ring import BatchRing
 from gkd.data.face_data import FaceData
-from gkd.data.transforms import decode_image
+from gkd.data.gpu_decoding import can_gpu_decode
+from gkd.data.transforms import check_header, decode_image
 
 _MAX_REPLACEMENTS = 64
 
 
-@dataclass(frozen=True)
-class RawBatch:
-    """One rank's share of a micro-batch, on the CPU, before anything is done to the pixels.
+class Part(NamedTuple):
+    """Rows `start` to `stop` - 1 of a slot, whose sample ids stand there already."""
 
-    images: uint8 (N, H, W, 3), RGB, not mirrored. labels, sample_ids: int64 (N,). is_flipped: bool (N,), which images
-    are to be mirrored. replaced: a description of each record that could not be used and gave way to a following one.
-    """
-
-    images: Tensor
-    labels: Tensor
-    sample_ids: Tensor
-    is_flipped: Tensor
-    step: int
-    epoch: int
-    micro_batch: int
-    replaced: tuple[str, ...] = ()
-
-    @property
-    def num_replaced(self) -> int:
-        """How many records could not be used."""
-        return len(self.replaced)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def pin_memory(self) -> RawBatch:
-        """The same with the images in page-locked memory, from which a GPU copies without waiting."""
-        return replace(self, images=self.images.pin_memory())
+    slot: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An error on its way from a worker to the main process."""
+    """An error on its way from a loading process to the main one."""
 
     error_type: type[GkdError]
     message: str
 
 
-@dataclass(frozen=True, kw_only=True)
+# A description of each record of a part that could not be used and was replaced, or what stopped the reader there.
+Result = tuple[str, ...] | Failure
+
+
 class BatchReader:
-    """Turns a Task into a RawBatch; `reader[task]` is how the loader of torch calls it."""
+    """Fills parts of slots; `reader[parts]` is how the loader of torch calls it.
 
-    data: FaceData
-    image_size: tuple[int, int]
-    seed: int
-    flip_probability: float
-    is_skipping: bool
+    Args:
+        data: the face data.
+        ring: where pixels, labels and, for replaced records, sample ids are written.
+        image_size: (H, W) of every image, in pixels.
+        is_skipping: take the next usable record for one that is not, instead of failing.
+        is_leaving_encoded: leave what a GPU can decode encoded.
+    """
 
-    def __getitem__(self, task: Task) -> RawBatch | Failure:
+    def __init__(
+        self,
+        data: FaceData,
+        ring: BatchRing,
+        *,
+        image_size: tuple[int, int],
+        is_skipping: bool = False,
+        is_leaving_encoded: bool = False,
+    ) -> None:
+        self._data = data
+        self._ring = ring
+        self._image_size = image_size
+        self._is_skipping = is_skipping
+        self._is_leaving_encoded = is_leaving_encoded
+        # Files on disk have it: what a process is about to read is fetched together.
+        self._will_need: Callable[[npt.NDArray[np.int64]], None] | None = getattr(data, "will_need", None)
+
+    def __getitem__(self, parts: tuple[Part, ...]) -> tuple[Result, ...]:
+        """Fill the parts, each by itself."""
+        return tuple(self._try_to_fill(part) for part in parts)
+
+    def _try_to_fill(self, part: Part) -> Result:
         try:
-            return self._read_batch(task)
+            return self._fill(part)
         except GkdError as error:
             return Failure(type(error), str(error))
 
-    def _read_batch(self, task: Task) -> RawBatch:
-        num_images = len(task.sample_ids)
-        images = torch.empty((num_images, *self.image_size, 3), dtype=torch.uint8)
-        pixels = images.numpy()
-        sample_ids, labels = task.sample_ids.copy(), np.empty(num_images, dtype=np.int64)
-        replaced: list[str] = []
-        for place in range(num_images):
-            sample_ids[place], labels[place] = self._read_usable(int(sample_ids[place]), pixels[place], replaced)
-        is_flipped = randomness.uniform(sample_ids, self.seed, task.epoch) < self.flip_probability
-        return RawBatch(
-            images=images,
-            labels=torch.from_numpy(labels),
-            sample_ids=torch.from_numpy(sample_ids),
-            is_flipped=torch.from_numpy(is_flipped),
-            step=task.step,
-            epoch=task.epoch,
-            micro_batch=task.micro_batch,
-            replaced=tuple(replaced),
-        )
+    def _fill(self, part: Part) -> tuple[str, ...]:
+        slot, rows = self._ring.slots[part.slot], slice(part.start, part.stop)
+        if self._will_need is not None:
+            self._will_need(slot.sample_ids[rows])
+        sample_ids, replaced = slot.sample_ids[rows].tolist(), list[str]()
+        labels, num_bytes = [0] * len(sample_ids), [0] * len(sample_ids)
+        read = self._read_one
+        for place, (sample_id, out) in enumerate(zip(sample_ids, slot.images[rows], strict=True)):
+            if self._is_skipping:
+                sample_ids[place], labels[place], num_bytes[place] = self._read_usable(sample_id, out, replaced)
+            else:
+                labels[place], num_bytes[place] = read(sample_id, out)
+        slot.sample_ids[rows], slot.labels[rows], slot.encoded_bytes[rows] = sample_ids, labels, num_bytes
+        return tuple(replaced)
 
-    def _read_usable(self, sample_id: int, out: np.ndarray, replaced: list[str]) -> tuple[int, int]:
-        """Put the image `sample_id`, or where allowed the next usable one, into `out`; returns its id and label."""
-        if not self.is_skipping:
-            return sample_id, self._read_one(sample_id, out)
+    def _read_usable(self, sample_id: int, out: npt.NDArray[np.uint8], replaced: list[str]) -> tuple[int, int, int]:
+        """Read the image `sample_id` or the next usable one; returns which, and as `_read_one`."""
         for attempt in range(_MAX_REPLACEMENTS + 1):
-            candidate = (sample_id + attempt) % len(self.data)
+            candidate = (sample_id + attempt) % len(self._data)
             try:
-                return candidate, self._read_one(candidate, out)
+                return (candidate, *self._read_one(candidate, out))
             except DataError as error:
                 replaced.append(str(error))
         raise DataError(f"{replaced[-1]} (and the {_MAX_REPLACEMENTS} records before it cannot be used either)")
 
-    def _read_one(self, sample_id: int, out: np.ndarray) -> int:
+    def _read_one(self, sample_id: int, out: npt.NDArray[np.uint8]) -> tuple[int, int]:
+        """Put the image into `out`; returns its label, and its bytes where it stays encoded, else 0."""
         try:
-            encoded, label = self.data[sample_id]
-            decode_image(encoded, self.image_size, self.data.describe(sample_id), out)
+            encoded, label = self._data[sample_id]
+            where = partial(self._data.describe, sample_id)
+            if self._is_leaving_encoded and len(encoded) <= out.size and can_gpu_decode(encoded):
+                check_header(encoded, self._image_size, where)
+                out.reshape(-1)[: len(encoded)] = np.frombuffer(encoded, dtype=np.uint8)
+                return label, len(encoded)
+            decode_image(encoded, self._image_size, where, out)
+            return label, 0
         except GkdError:
             raise
         except Exception as error:  # whatever else a data set raises has to name the record
             reason = str(error).split("\n", 1)[0]
-            raise DataError(f"{self.data.describe(sample_id)}: {type(error).__name__}: {reason}") from error
-        return label
+            raise DataError(f"{self._data.describe(sample_id)}: {type(error).__name__}: {reason}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +45,7 @@ class Identity:
         rest = index
         for faces, images in self.places:
             if 0 <= rest < len(images):
-                return faces[int(images[rest])][0]
+                return read_image(faces, int(images[rest]))
             rest -= len(images)
         raise IndexError(f"identity {self.key}: no image {index}; there are {len(self)}")
 
@@ -59,6 +60,26 @@ def open_faces(path: str | Path) -> Faces:
     return RecordFile(path) if path.suffix == ".rec" else FaceFolder(path)
 
 
+def read_image(faces: Faces, index: int) -> bytes:
+    """The encoded image `index` of `faces`.
+
+    Raises:
+        DataError: it cannot be read, with what to do.
+    """
+    with _advising(faces):
+        return faces[index][0]
+
+
+def read_labels(faces: Faces) -> Int64s:
+    """The label of every image of `faces`, (N,).
+
+    Raises:
+        DataError: a label that cannot be read, with what to do.
+    """
+    with _advising(faces):
+        return faces.labels
+
+
 def find_identities(sources: Sequence[Faces]) -> list[Identity]:
     """Everybody who has images in `sources`, by ascending name, or by ascending label where names are unknown.
 
@@ -71,11 +92,21 @@ def find_identities(sources: Sequence[Faces]) -> list[Identity]:
     _require_names(sources)
     places: dict[str | int, list[tuple[Faces, Int64s]]] = {}
     for faces in sources:
-        for label, images in _images_by_label(faces):
+        for label, images in images_by_label(faces):
             key = label if faces.identity_names is None else faces.identity_names[label]
             places.setdefault(key, []).append((faces, images))
     # Keys are all names or all labels, so they can be compared.
     return [Identity(key, tuple(places[key])) for key in sorted(places)]
+
+
+@contextmanager
+def _advising(faces: Faces) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        if isinstance(faces, FaceFolder):
+            raise
+        raise DataError(f"{error}; `prepare.py verify --repair` writes a file without the damaged records") from error
 
 
 def _require_names(sources: Sequence[Faces]) -> None:
@@ -93,9 +124,13 @@ def _require_names(sources: Sequence[Faces]) -> None:
                 raise DataError(f"{faces.path}: two identities are named {name!r}; give each its own name")
 
 
-def _images_by_label(faces: Faces) -> list[tuple[int, Int64s]]:
-    """Each label that has images, ascending, with their indices in the set's order."""
-    labels = faces.labels
+def images_by_label(faces: Faces) -> list[tuple[int, Int64s]]:
+    """Each label that has images, ascending, with their indices in the set's order.
+
+    Raises:
+        DataError: a label that cannot be read.
+    """
+    labels = read_labels(faces)
     order = np.argsort(labels, kind="stable")
     found, starts = np.unique(labels[order], return_index=True)
     if len(found) < faces.num_identities:

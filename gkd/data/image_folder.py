@@ -1,8 +1,10 @@
-"""Face data in a folder with one sub-folder of images for each identity, and packing such a folder into a .rec."""
+"""Face data in a folder with one sub-folder of images for each identity."""
 
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +14,6 @@ from gkd.core.errors import DataError
 from gkd.core.files import GIB, read_bounded
 from gkd.data.face_data import fingerprint_of
 from gkd.data.record_index import Int64s
-from gkd.data.record_writer import RecordWriter
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
@@ -22,7 +23,8 @@ _log = logging.getLogger(__name__)
 class FaceFolder:
     """The images below `path/<identity>/`, sorted by identity and file name; labels follow the sorted identities.
 
-    Hidden files and folders, and files that are no images by their suffix, are left out.
+    Hidden files and folders, and files that are no images by their suffix, are left out. In memory are kept the files'
+    names and 8 bytes an image.
 
     Attributes:
         path: the folder.
@@ -58,7 +60,7 @@ class FaceFolder:
         """
         if not 0 <= index < len(self._files):
             raise IndexError(f"{self.path}: no image {index}; there are {len(self._files)}")
-        encoded = read_bounded(self._path_of(index), GIB)
+        encoded = _read_file(self.describe(index))
         if not encoded:
             raise DataError(f"{self.describe(index)}: the image is empty; replace or remove it")
         return encoded, int(self._labels[index])
@@ -85,24 +87,31 @@ class FaceFolder:
 
     def describe(self, index: int) -> str:
         """The path of image `index`."""
-        return str(self._path_of(index))
+        return os.path.join(self.path, self._names[int(self._labels[index])], self._files[index])  # noqa: PTH118
 
-    def _path_of(self, index: int) -> Path:
-        return self.path / self._names[int(self._labels[index])] / self._files[index]
+    def source(self, index: int) -> str:
+        """The path of image `index` below the folder, `<identity>/<file>`."""
+        return f"{self._names[int(self._labels[index])]}/{self._files[index]}"
 
 
-def pack_folder(folder: str | Path, out_rec: str | Path) -> int:
-    """Write the images of `folder` into a .rec with its .idx, `property` and names; returns the number of images.
+def _read_file(path: str) -> bytes:
+    """The content of a regular file, with three system calls where `read_bounded` needs more and 1 GiB of addresses."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        return read_bounded(path, GIB)  # tells what is wrong
+    try:
+        status = os.fstat(descriptor)
+        content = os.read(descriptor, status.st_size + 1) if _is_plain(status) else b""
+    except OSError:
+        content = b""
+    finally:
+        os.close(descriptor)
+    return content if content and len(content) == status.st_size else read_bounded(path, GIB)
 
-    Raises:
-        DataError: as `FaceFolder` and `RecordWriter`.
-    """
-    faces = FaceFolder(folder)
-    with RecordWriter(out_rec, identity_names=faces.identity_names) as writer:
-        for index in range(len(faces)):
-            encoded, label = faces[index]
-            writer.write(label, encoded)
-    return len(faces)
+
+def _is_plain(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_size < GIB
 
 
 def _list_identities(path: Path) -> list[str]:
@@ -110,21 +119,27 @@ def _list_identities(path: Path) -> list[str]:
         raise DataError(f"{path}: no such folder")
     if not path.is_dir():
         raise DataError(f"{path}: is a file, but a folder with one sub-folder for each identity is needed")
-    entries = sorted(path.iterdir(), key=lambda entry: entry.name)
-    for entry in entries:
-        if _is_image(entry):
-            raise DataError(
-                f"{path}: image {entry.name} lies outside the identities; put each person's images into a sub-folder"
-            )
-    identities = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    identities, images = [], []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if _is_image(entry):
+                images.append(entry.name)
+            elif not entry.name.startswith(".") and entry.is_dir():
+                identities.append(entry.name)
+    if images:
+        raise DataError(
+            f"{path}: image {min(images)} lies outside the identities; put each person's images into a sub-folder"
+        )
     if not identities:
         raise DataError(f"{path}: has no sub-folders; put each person's images into a sub-folder")
-    return identities
+    return sorted(identities)
 
 
 def _list_images(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir() if _is_image(entry))
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if _is_image(entry))
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+    return suffix in IMAGE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()

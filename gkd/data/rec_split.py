@@ -11,6 +11,7 @@ from typing import Any
 
 from gkd.core.errors import ConfigError, DataError
 from gkd.core.files import atomic_write, read_bounded
+from gkd.core.progress import progress
 from gkd.data.identities import Faces, Identity, find_identities, open_faces
 from gkd.data.recordio import RecordWriter
 
@@ -82,11 +83,11 @@ def _check_held_out(held_out: int, num_identities: int) -> None:
 
 def _write_people(path: Path, people: Sequence[Identity]) -> int:
     names = [person.key for person in people if isinstance(person.key, str)]
-    with RecordWriter(path, identity_names=names or None) as writer:
-        for label, person in enumerate(people):
-            for index in range(len(person)):
-                writer.write(label, person[index])
     num_images = sum(len(person) for person in people)
+    places = ((label, index) for label, person in enumerate(people) for index in range(len(person)))
+    with RecordWriter(path, identity_names=names or None) as writer:
+        for label, index in progress(places, f"writing {path.name}", total=num_images):
+            writer.write(label, people[label][index])
     _log.info("wrote %s with %d images of %d identities", path, num_images, len(people))
     return num_images
 

@@ -1,31 +1,31 @@
 """Face data in a RecordIO file (.rec), as the public training sets come, read without MXNet.
 
-The file is read record by record where it lies; only its index (16 bytes an image) is kept in memory.
+The file is read record by record where it lies. Its index is kept in a hidden file beside it after the first time
+(`.<stem>.gkd-index`, and the labels in `.<stem>.gkd-labels`), and mapped into memory: all processes share it, and
+opening takes no time. See `record_cache`, also for the one change of a .rec that it cannot see.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import weakref
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gkd.core.errors import DataError
 from gkd.data.face_data import fingerprint_of
-from gkd.data.record_format import MAGIC, Record, locate_parts, read_payload, unpack_record
-from gkd.data.record_index import Int64s, read_idx, read_labels, scan
+from gkd.data.record_cache import cache_path, load_arrays, save_arrays, stamp_of
+from gkd.data.record_index import Int64s, open_index
+from gkd.data.record_labels import labels_from_ranges, read_labels
+from gkd.data.record_layout import check_end, find_images, have_ids
+from gkd.data.record_reader import RecordReader
 from gkd.data.record_writer import RecordWriter, sidecar_path
 
 __all__ = ["RecordFile", "RecordWriter"]
 
-_log = logging.getLogger(__name__)
-_FLOAT32_EXACT = 1 << 24
 _MAX_LABEL = 1 << 24
 _NUM_PROBES = 256
+_MIN_CACHED_LABELS = 1 << 16
 
 
 class RecordFile:
@@ -36,7 +36,6 @@ class RecordFile:
 
     Attributes:
         path: the file.
-        keys: int64 (N,), the key of each image, ascending.
         identity_names: the names beside the file (`<stem>.identities.txt`), or None.
 
     Raises:
@@ -46,22 +45,27 @@ class RecordFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._descriptor: int | None = None
-        self._size = _check_file(self.path)
-        idx = self.path.with_suffix(".idx")
-        keys, offsets = read_idx(idx, self._size) if idx.exists() else scan(self.path, self._size)
-        self._check_end(keys, offsets)
-        self._has_ids = _has_ids(self, keys, offsets)
-        header = self._read_header(keys, offsets)
-        first, stop = (0, len(keys)) if header is None else (1, self._find_stop(header, keys, offsets))
-        if first == stop:
-            raise DataError(f"{self.path}: holds no images")
-        self._num_identity_records = len(keys) - stop
-        self.keys: Int64s = keys[first:stop]
-        self._offsets: Int64s = offsets[first:stop]
+        self._stamp = stamp_of(self.path, self.path.with_suffix(".idx"))
+        self._reader = RecordReader(self.path)
+        index = open_index(self.path, self._reader.size, self._stamp)
+        check_end(self._reader, index)
+        self._reader.has_ids = have_ids(self._reader, index)
+        first, stop = find_images(self._reader, index)
+        self._keys = index.keys[first:stop]
+        self._offsets: Int64s = index.offsets[first:stop]
+        # Where the record after each image starts; none for one that is the last by its key.
+        self._next_offsets: Int64s = index.offsets[first + 1 : stop + 1]
+        self._identity_offsets: Int64s = index.offsets[stop:]
+        # Labels lie below it.
+        self._label_bound = _MAX_LABEL
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._offsets)
+
+    @cached_property
+    def keys(self) -> Int64s:
+        """int64 (N,), the key of each image, ascending."""
+        return np.asarray(self._keys, dtype=np.int64) if isinstance(self._keys, np.ndarray) else _numbers(self._keys)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         """The encoded image `index` and its label.
@@ -70,12 +74,21 @@ class RecordFile:
             IndexError: no such image.
             DataError: the record is damaged, has no image, has an unfit label, or is not the one that the index names.
         """
-        if not 0 <= index < len(self.keys):
-            raise IndexError(f"{self.path}: no image {index}; there are {len(self.keys)}")
-        record = self._read(int(self.keys[index]), int(self._offsets[index]))
-        if not record.body:
+        if not 0 <= index < len(self._offsets):
+            raise IndexError(f"{self.path}: no image {index}; there are {len(self)}")
+        start = self._offsets.item(index)
+        end = self._next_offsets.item(index) if index < len(self._next_offsets) else self._reader.size
+        found = self._reader.read_plain(self._keys[index], start, end - start)
+        body, label = self._read_any(index) if found is None else found
+        if not body:
             raise DataError(f"{self.describe(index)}: the record has no image")
-        return record.body, self._label(record.labels[0], index)
+        return body, self._label(label, index)
+
+    def will_need(self, indices: Int64s) -> None:
+        """Tell the system which images are read next, so that it fetches them from the disk together."""
+        ordered = np.sort(indices)
+        ordered = ordered[(ordered >= 0) & (ordered < len(self._next_offsets))]
+        self._reader.will_need(self._offsets[ordered], self._next_offsets[ordered])
 
     @cached_property
     def num_identities(self) -> int:
@@ -84,23 +97,28 @@ class RecordFile:
         Raises:
             DataError: a label that is no whole number from 0, or a damaged record.
         """
-        if self._num_identity_records and self._are_labels_in_order(self._num_identity_records):
-            return self._num_identity_records
-        return int(self.labels.max()) + 1
+        num_records = len(self._identity_offsets)
+        is_in_order = num_records > 0 and self._are_labels_in_order(num_records)
+        self._label_bound = num_records if is_in_order else int(self.labels.max()) + 1
+        return self._label_bound
 
     @cached_property
     def labels(self) -> Int64s:
-        """int64 (N,), the label of every image, from the heads of the records alone.
+        """int64 (N,), the label of every image, read-only: by the identity records, else from the heads of all images.
 
         Raises:
             DataError: a label that is no whole number from 0, or a damaged record.
         """
-        labels = read_labels(self.path, self._size, self.keys, self._offsets)
-        with np.errstate(invalid="ignore"):
-            unfit = np.flatnonzero(~((labels >= 0) & (labels < _MAX_LABEL) & (labels == np.floor(labels))))
-        if len(unfit):
-            raise self._unfit_label(float(labels[unfit[0]]), int(unfit[0]))
-        return labels.astype(np.int64)
+        cache = cache_path(self.path, "labels")
+        labels = self._cached_labels(cache)
+        if labels is None:
+            labels = self._labels_of_identities()
+            labels = self._labels_of_heads() if labels is None else labels
+            if len(labels) >= _MIN_CACHED_LABELS and save_arrays(cache, self._stamp, {"labels": labels}):
+                mapped = self._cached_labels(cache)
+                labels = labels if mapped is None else mapped
+        labels.flags.writeable = False
+        return labels
 
     @cached_property
     def identity_names(self) -> tuple[str, ...] | None:
@@ -124,142 +142,72 @@ class RecordFile:
 
     def describe(self, index: int) -> str:
         """The file, key and byte offset of image `index`."""
-        return self._where(int(self.keys[index]), int(self._offsets[index]))
+        return self._reader.where(int(self._keys[index]), int(self._offsets[index]))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptor": None}
-
-    def _where(self, key: int, offset: int) -> str:
-        return f"{self.path}: key {key} at byte {offset}"
-
-    def _read_at(self, offset: int, length: int) -> bytes:
-        # pread keeps no position, so a descriptor may be shared with forked processes.
-        if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._descriptor)
-        return os.pread(self._descriptor, length, offset)
-
-    def _read(self, key: int, offset: int) -> Record:
-        try:
-            record = unpack_record(read_payload(self._read_at, offset, self._size))
-        except DataError as error:
-            raise DataError(f"{self.path}: key {key}, {error}") from error
-        except OSError as error:
-            raise DataError(f"{self._where(key, offset)}: cannot be read: {error.strerror}") from error
-        if self._has_ids and record.key != key:
-            raise DataError(
-                f"{self._where(key, offset)}: the record there has id {record.key}; the .idx belongs to another file, "
-                "delete it and the .rec is indexed by walking through it"
-            )
-        return record
+    def _read_any(self, index: int) -> tuple[bytes, float]:
+        record = self._reader.read(int(self._keys[index]), int(self._offsets[index]))
+        return record.body, record.labels[0]
 
     def _label(self, value: float, index: int) -> int:
-        if not (0 <= value < _MAX_LABEL and value == int(value)):
-            raise self._unfit_label(value, index)
-        label = int(value)
-        known = self.__dict__.get("num_identities")
-        if known is not None and label >= known:
-            raise DataError(f"{self.describe(index)}: label {label}, but the file has {known} identities")
-        return label
+        if 0 <= value < self._label_bound:
+            label = int(value)
+            if label == value:
+                return label
+        if self._label_bound <= value < _MAX_LABEL and value == int(value):
+            raise DataError(
+                f"{self.describe(index)}: label {int(value)}, but the file has {self._label_bound} identities"
+            )
+        raise self._unfit_label(value, index)
 
     def _unfit_label(self, value: float, index: int) -> DataError:
         return DataError(
             f"{self.describe(index)}: label {value}, but a whole number from 0 below {_MAX_LABEL:,} is needed"
         )
 
-    def _check_end(self, keys: Int64s, offsets: Int64s) -> None:
-        """A truncated file shows at its last record; an index that stops early is worth a warning."""
-        last = int(np.argmax(offsets))
-        try:
-            _, end = locate_parts(self._read_at, int(offsets[last]), self._size)
-        except DataError as error:
-            raise DataError(f"{self.path}: key {keys[last]}, {error}") from error
-        if end != self._size:
-            _log.warning(
-                "%s: the .idx ends at byte %d of %d; the records after it are not used", self.path, end, self._size
-            )
-
-    def _read_header(self, keys: Int64s, offsets: Int64s) -> Record | None:
-        if keys[0] != 0:
-            return None
-        record = self._read(0, int(offsets[0]))
-        return record if record.flag > 0 and not record.body else None
-
-    def _find_stop(self, header: Record, keys: Int64s, offsets: Int64s) -> int:
-        """The place of the first identity record.
-
-        The header's N + 1 is a float32: beyond 2^24 it is off by up to half its spacing, so the records around it
-        decide. Identity records have no body, images have one.
-        """
-        claimed = header.labels[0]
-        if not (1 < claimed < float(1 << 62) and claimed == int(claimed)):
-            raise DataError(f"{self._where(0, int(offsets[0]))}: the header says that images end before key {claimed}")
-        slack = int(np.spacing(np.float32(claimed))) if claimed >= _FLOAT32_EXACT else 0
-        stop = int(np.searchsorted(keys, int(claimed) + slack))
-        while stop > 1 and self._is_identity(int(keys[stop - 1]), int(offsets[stop - 1]), int(claimed) + slack):
-            stop -= 1
-        self._check_count(int(claimed), slack, stop, keys, offsets)
-        return stop
-
-    def _is_identity(self, key: int, offset: int, limit: int) -> bool:
-        record = self._read(key, offset)
-        # The two may be equal, where rounding to float32 has made them so.
-        is_range = record.flag == 2 and 1 <= record.labels[0] <= record.labels[1] <= limit
-        return not record.body and is_range
-
-    def _check_count(self, claimed: int, slack: int, stop: int, keys: Int64s, offsets: Int64s) -> None:
-        if stop < len(keys) and self._read(int(keys[stop]), int(offsets[stop])).body:
-            raise DataError(
-                f"{self._where(int(keys[stop]), int(offsets[stop]))}: an image, but the header says that images "
-                f"end before key {claimed}; the file is damaged"
-            )
-        if abs(int(keys[stop - 1]) + 1 - claimed) <= slack and (slack > 0 or stop == claimed):
-            return
-        if stop < len(keys) and keys[stop] == stop:
-            _log.warning(
-                "%s: the header says %d images, its identity records follow %d", self.path, claimed - 1, stop - 1
-            )
-            return
-        raise DataError(
-            f"{self.path}: the header says {claimed - 1} images, but {stop - 1} are there; the .rec or the .idx is "
-            "truncated or damaged, get both again"
-        )
-
     def _are_labels_in_order(self, num_identities: int) -> bool:
         """Whether labels rise from 0 to `num_identities` - 1, as probes over the whole file show."""
-        probes = np.unique(np.linspace(0, len(self) - 1, _NUM_PROBES).astype(np.int64))
         try:
-            labels = [self[int(index)][1] for index in probes]
+            labels = [self[int(index)][1] for index in self._probes(_NUM_PROBES)]
         except DataError:
             return False  # the caller then reads every label, and tells of what is damaged
         return labels[0] == 0 and labels[-1] == num_identities - 1 and labels == sorted(labels)
 
+    def _probes(self, number: int) -> Int64s:
+        return np.unique(np.linspace(0, len(self) - 1, number).astype(np.int64))
 
-def _check_file(path: Path) -> int:
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if not path.is_file():
-        raise DataError(f"{path}: is not a file; a .rec file is needed")
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(MAGIC))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not head:
-        raise DataError(f"{path}: is empty; get it again")
-    if head != MAGIC:
-        raise DataError(f"{path}: not a RecordIO file: at byte 0 it has {head!r}, not the magic {MAGIC.hex()}")
-    return path.stat().st_size
+    def _cached_labels(self, cache: Path) -> Int64s | None:
+        labels = (load_arrays(cache, self._stamp) or {}).get("labels")
+        if labels is None or len(labels) != len(self) or labels.min() < 0 or labels.max() >= _MAX_LABEL:
+            return None
+        return labels
 
-
-def _has_ids(file: RecordFile, keys: Int64s, offsets: Int64s) -> bool:
-    """Whether the records carry their keys. Some tools leave one and the same id in all of them."""
-    probes = np.unique(np.linspace(0, len(keys) - 1, 16).astype(np.int64))
-    ids = set()
-    for place in probes:
+    def _labels_of_identities(self) -> Int64s | None:
+        """Labels by the ranges of the identity records, where probes over the file bear them out."""
+        if not (isinstance(self._keys, range) and self._keys.start == 1):
+            return None
+        labels = labels_from_ranges(self._reader.read_at, self._reader.size, len(self), self._identity_offsets)
+        if labels is None:
+            return None
+        changes = np.flatnonzero(np.diff(labels))
+        some = changes[:: max(len(changes) // _NUM_PROBES, 1)]
+        probes = np.unique(np.concatenate([self._probes(_NUM_PROBES), some, some + 1]))
         try:
-            payload = read_payload(file._read_at, int(offsets[place]), file._size)
-            ids.add(unpack_record(payload).key)
+            is_right = all(self[int(index)][1] == labels[index] for index in probes)
         except DataError:
-            continue  # damage shows, with its place, when that record is read
-    return len(ids) > 1 or (len(probes) == 1 and ids == {int(keys[0])})
+            return None  # reading every label tells of what is damaged
+        return labels if is_right else None
+
+    def _labels_of_heads(self) -> Int64s:
+        try:
+            labels = read_labels(self._reader.read_at, self._reader.size, self._keys, self._offsets)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        with np.errstate(invalid="ignore"):
+            unfit = np.flatnonzero(~((labels >= 0) & (labels < _MAX_LABEL) & (labels == np.floor(labels))))
+        if len(unfit):
+            raise self._unfit_label(float(labels[unfit[0]]), int(unfit[0]))
+        return labels.astype(np.int64)
+
+
+def _numbers(keys: range) -> Int64s:
+    return np.arange(keys.start, keys.stop, dtype=np.int64)

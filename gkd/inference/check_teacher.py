@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gkd.core.errors import CheckpointError
@@ -79,12 +80,26 @@ def _measure(
     accuracy = evaluate_pairs(
         teacher.backbone, teacher.input_spec, pairs, flip=True, batch_size=64, device=device, name=pairs.name
     ).accuracy
-    indices = np.unique(np.linspace(0, len(dataset) - 1, num=min(num_samples, len(dataset))).astype(np.int64))
+    indices = sampled_images(dataset, num_samples)
     return TeacherCheck(accuracy, _rank1(teacher, dataset, indices, device), len(indices))
 
 
+def sampled_images(dataset: FaceData, num_samples: int) -> npt.NDArray[np.int64]:
+    """Images evenly spaced over the set; of tar shards, which hold images in random order, those of the first ones."""
+    shards = getattr(dataset, "shard_ids", None)
+    if shards is None:
+        spaced = np.linspace(0, len(dataset) - 1, num=min(num_samples, len(dataset)))
+        return np.unique(spaced.astype(np.int64))
+    found = np.empty(0, dtype=np.int64)
+    for ids in shards:
+        if len(found) >= num_samples:
+            break
+        found = np.concatenate([found, ids[: num_samples - len(found)]])
+    return found
+
+
 @torch.no_grad()
-def _rank1(teacher: Teacher, dataset: FaceData, indices: np.ndarray, device: torch.device) -> float:
+def _rank1(teacher: Teacher, dataset: FaceData, indices: npt.NDArray[np.int64], device: torch.device) -> float:
     """The share of images whose nearest class weight is that of their own class."""
     records = [dataset[int(index)] for index in indices]
     embeddings = embed_images(

@@ -76,6 +76,7 @@ def find_class_centres(
 
     Raises:
         CheckpointError: the folder belongs to another network or other data. DataError: an image cannot be used.
+        ConfigError: embeddings are missing, and the images lie in tar shards.
         GkdError: another process is filling the folder now.
     """
     if min_cosine is not None and not -1 <= min_cosine < 1:
@@ -138,6 +139,12 @@ def _make(
     batch_size: int,
 ) -> None:
     if not distributed.broadcast_object(store.is_complete):
+        if getattr(dataset, "is_streamed", False):
+            raise ConfigError(
+                f"{store.folder}: embeddings are made in the order of sample ids, for which tar shards would be "
+                "fetched over and over; make them with `prepare.py centres` from the set that the shards were written "
+                "from, which the folder then serves as well"
+            )
         logger.info("%s: embedding %d images and their mirror images", store.folder, len(dataset))
         store.fill(backbone, input_spec, dataset, device=device, is_skipping=is_skipping, batch_size=batch_size)
     on_first_rank(lambda: _write(path, store, dataset, min_cosine))

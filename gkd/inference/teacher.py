@@ -60,7 +60,7 @@ class Teacher(nn.Module):
 
     def _embed(self, batch: Batch) -> Tensor:
         if self.stored is not None:
-            return self.stored.lookup(batch.sample_ids, batch.is_flipped)
+            return self.stored.lookup(batch.sample_ids, batch.is_flipped).to(batch.images.device)
         with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             embeddings: Tensor = self.backbone(self.input_spec.convert(batch.images))
         return embeddings

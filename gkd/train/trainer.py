@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from gkd.core import distributed
 from gkd.core.errors import GkdError
 from gkd.core.types import Batch, Losses
+from gkd.data.augment import Augment
 from gkd.data.loader import RawBatch
-from gkd.data.transforms import flip_on_device
 from gkd.train.metrics import MetricSums, RunLog
 from gkd.train.optim import clip_gradients, freeze_batch_norm, set_lr
 
@@ -73,6 +73,7 @@ class Trainer:
         settings: LoopSettings,
         *,
         device: torch.device,
+        augment: Augment,
         run_log: RunLog,
         evaluate: Callable[[], tuple[dict[str, float], float | None]],
         save: Callable[[int, float | None], None],
@@ -83,6 +84,7 @@ class Trainer:
         self.schedule = schedule
         self.settings = settings
         self.device = device
+        self.augment = augment
         self.run_log = run_log
         self.evaluate = evaluate
         self.save = save
@@ -142,7 +144,7 @@ class Trainer:
         for description in raw.replaced:
             logger.warning("replaced a record that does not decode: %s", description)
         self.num_replaced += len(raw.replaced)
-        return to_device(raw, self.device)
+        return prepare_batch(raw, self.augment)
 
     def _forward_backward(self, batch: Batch) -> Losses:
         """Add this micro-batch's gradient, weighted so that the sum over ranks and micro-batches is the global mean.
@@ -241,12 +243,10 @@ class Trainer:
             freeze_batch_norm(self.objective)
 
 
-def to_device(raw: RawBatch, device: torch.device) -> Batch:
-    """Move a micro-batch of (N, H, W, 3) images to `device` and mirror there what `is_flipped` says."""
-    images, labels, sample_ids, is_flipped = (
-        tensor.to(device, non_blocking=True) for tensor in (raw.images, raw.labels, raw.sample_ids, raw.is_flipped)
-    )
-    return Batch(flip_on_device(images.permute(0, 3, 1, 2), is_flipped), labels, sample_ids, is_flipped)
+def prepare_batch(raw: RawBatch, augment: Augment) -> Batch:
+    """The batch as a network sees it: its (N, H, W, 3) images, on their device, as (N, 3, H, W) and changed."""
+    images, is_flipped = augment(raw.images.permute(0, 3, 1, 2), raw.sample_ids, raw.epoch)
+    return Batch(images, raw.labels, raw.sample_ids, is_flipped)
 
 
 def synchronise_buffers(module: nn.Module) -> None:

@@ -218,7 +218,7 @@ def test_weights_of_another_architecture_are_refused(folder, teacher_run, tmp_pa
 
 
 def test_a_batch_larger_than_the_data_is_refused(path, capsys):
-    assert "64 is larger than the training data, 48 images" in refused(capsys, path, "train.batch_size=64")
+    assert "64 is larger than an epoch of 48 images" in refused(capsys, path, "train.batch_size=64")
 
 
 def test_images_of_another_size_are_refused(path, capsys):

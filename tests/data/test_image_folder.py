@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from gkd.core.errors import DataError
-from gkd.data import FaceFolder, RecordFile, pack_folder
+from gkd.data import FaceFolder, RecordFile, pack
 from tests.data.faces import make_image
 
 
@@ -37,20 +38,34 @@ def test_order_labels_and_names(tmp_path: Path) -> None:
     assert list(faces) == [(files[name], label) for name, label in expected]
     assert [faces.describe(index) for index in range(5)] == [str(tmp_path / name) for name, _ in expected]
     assert faces.identity_names == ("ann", "bo", "cleo")
+    assert [faces.source(index) for index in range(5)] == [name for name, _ in expected]
     assert faces.num_identities == 3
     with pytest.raises(IndexError, match="no image 5; there are 5"):
         faces[5]
 
 
+def test_an_image_that_is_no_longer_a_file(tmp_path: Path) -> None:
+    _make_folder(tmp_path)
+    faces = FaceFolder(tmp_path)
+    (tmp_path / "ann" / "a.jpeg").unlink()
+    os.mkfifo(tmp_path / "ann" / "a.jpeg")
+    with pytest.raises(DataError, match=r"a\.jpeg: is not a regular file"):
+        faces[0]
+    (tmp_path / "bo" / "10.PNG").unlink()
+    (tmp_path / "bo" / "10.PNG").mkdir()
+    with pytest.raises(DataError, match=r"10\.PNG: is a folder"):
+        faces[1]
+
+
 def test_packing_keeps_everything(tmp_path: Path) -> None:
     _make_folder(tmp_path / "in")
-    assert pack_folder(tmp_path / "in", tmp_path / "out" / "a.rec") == 5
+    assert pack(tmp_path / "in", tmp_path / "out" / "a.rec").num_images == 5
     faces, packed = FaceFolder(tmp_path / "in"), RecordFile(tmp_path / "out" / "a.rec")
     assert list(packed) == list(faces)
     assert packed.identity_names == faces.identity_names
     assert packed.fingerprint == faces.fingerprint
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["a.identities.txt", "a.idx", "a.rec", "property"]
+    assert names == ["a.identities.txt", "a.idx", "a.lst", "a.rec", "property"]
     (tmp_path / "in" / "ann" / "a.jpeg").write_bytes(make_image(9))
     assert FaceFolder(tmp_path / "in").fingerprint != packed.fingerprint
 
@@ -85,7 +100,7 @@ def test_an_image_that_is_gone_or_empty(tmp_path: Path) -> None:
         faces[0]
     (tmp_path / "ann" / "a.jpeg").write_bytes(b"")
     with pytest.raises(DataError, match=r"a\.jpeg: the image is empty"):
-        pack_folder(tmp_path, tmp_path / "a.rec")
+        pack(tmp_path, tmp_path / "a.rec")
     assert not (tmp_path / "a.rec").exists()
 
 

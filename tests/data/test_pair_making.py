@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gkd.core.errors import ConfigError, DataError
-from gkd.data import FaceFolder, PairSet, pack_folder
+from gkd.data import FaceFolder, PairSet, pack
 from gkd.data.pair_choice import Key, choose_pairs, fold_flags, half_of_fold, two_of
 from gkd.data.pair_making import make_pair_file
 from gkd.data.rec_split import split_faces
@@ -201,7 +201,7 @@ class TestFiles:
 
     def test_a_record_file_gives_the_pairs_of_its_folder(self, tmp_path: Path) -> None:
         folder = write_folder(tmp_path / "in", {f"p{number}": 4 for number in range(5)})
-        pack_folder(folder, tmp_path / "faces.rec")
+        pack(folder, tmp_path / "faces.rec")
         for source, name in ((folder, "a"), (tmp_path / "faces.rec", "b"), (folder, "c")):
             make_pair_file(source, tmp_path / f"{name}.bin", num_pairs=20, folds=2)
         (tmp_path / "faces.identities.txt").unlink()
@@ -236,7 +236,7 @@ class TestFiles:
     def test_an_image_that_is_none_is_refused(self, tmp_path: Path) -> None:
         folder = write_folder(tmp_path / "in", {"a": 3, "b": 3})
         (folder / "a" / "0.png").write_bytes(b"<html>")
-        with pytest.raises(DataError, match="is not a JPEG, PNG, BMP or WebP image"):
+        with pytest.raises(DataError, match="identity a, image 0: not a JPEG, PNG, BMP or WebP image"):
             make_pair_file(folder, tmp_path / "a.bin", num_pairs=12, folds=1)
         assert not list(tmp_path.glob("*.bin"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import pickle
 import struct
@@ -305,7 +306,7 @@ def test_a_record_is_read_in_any_process(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "a.rec")
     first, num_identities = file[0], file.num_identities
     copy = pickle.loads(pickle.dumps(file))
-    assert copy._descriptor is None
+    assert copy._reader._descriptor is None
     assert (copy[0], copy.num_identities, copy.fingerprint) == (first, num_identities, file.fingerprint)
 
 
@@ -361,13 +362,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(RecordFile(tmp_path / "a.rec")) == faces
 
 
-def test_keys_that_float32_cannot_hold(tmp_path: Path) -> None:
-    writer = RecordWriter(tmp_path / "a.rec")
-    writer._require_exact(1 << 24, (1 << 24) + 2)
-    with pytest.raises(DataError, match="key 16,777,217 cannot be written exactly"):
-        writer._require_exact((1 << 24) + 1)
-
-
 def test_identity_names(tmp_path: Path) -> None:
     path = tmp_path / "a.rec"
     with RecordWriter(path, identity_names=["Ada", "Émilie du Châtelet"]) as writer:
@@ -404,3 +398,128 @@ def test_genuine_files(real_data: Path, tmp_path: Path, name: str, caplog: pytes
     assert scanned.fingerprint == file.fingerprint
     assert np.array_equal(scanned._offsets, file._offsets)
     assert caplog.text == ""
+
+
+def _ranged_rows(labels: Sequence[int], ranges: Sequence[tuple[float, float]]) -> list[Row]:
+    """A header, an image for each label, and an identity record for each range of keys."""
+    num_images = len(labels)
+    images: list[Row] = [(key, (float(label),), b"x" * key) for key, label in enumerate(labels, start=1)]
+    records: list[Row] = [(num_images + place, pair, b"") for place, pair in enumerate(ranges, start=1)]
+    return [(0, (num_images + 1.0, num_images + 1.0 + len(ranges)), b""), *images, *records]
+
+
+@pytest.mark.parametrize(
+    ("labels", "ranges", "is_by_range"),
+    [
+        ([0, 0, 1, 2, 2, 2], [(1, 3), (3, 4), (4, 7)], True),
+        ([0, 0, 2, 2], [(1, 3), (3, 3), (3, 5)], True),  # an identity without images
+        ([1, 1, 0, 0], [(1, 3), (3, 5)], False),  # records in another order than labels
+        ([0, 1, 0, 1], [(1, 3), (3, 5)], False),  # images that are not sorted
+        ([0, 0, 1, 1], [(1, 3), (4, 5)], False),  # ranges with a hole
+        ([0, 0, 1, 1], [(1, 2.5), (2.5, 5)], False),
+        ([0, 0, 1, 1], [(1, 3), (3, 4)], False),  # ranges that end early
+    ],
+)
+def test_labels_by_identity_records(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: list[int],
+    ranges: list[tuple[float, float]],
+    is_by_range: bool,
+) -> None:
+    path = _write_rows(tmp_path / "a.rec", _ranged_rows(labels, ranges))
+    found = RecordFile(path)._labels_of_identities()
+    assert (found is not None) == is_by_range
+    assert RecordFile(path).labels.tolist() == labels
+    assert RecordFile(path)._labels_of_heads().tolist() == labels
+    monkeypatch.setattr("gkd.data.record_labels._FLOAT32_EXACT", len(labels))
+    assert RecordFile(path)._labels_of_identities() is None
+
+
+@pytest.mark.parametrize("block", [1, 100, 1 << 22])
+@pytest.mark.parametrize("long", [1, 1 << 16])
+def test_heads_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, long: int) -> None:
+    monkeypatch.setattr("gkd.data.record_labels._BLOCK_BYTES", block)
+    monkeypatch.setattr("gkd.data.record_labels._LONG_RECORD", long)
+    keys = np.random.default_rng(0).permutation(50).tolist()
+    # Some hold the magic, which cuts them into parts; some have several labels; the last is as short as can be.
+    bodies = [MAGIC * (key % 3 == 0) + b"y" * (key % 7 * 30 + 1) for key in keys]
+    rows: list[Row] = [
+        (key, (float(key), 7.0) if key % 2 else (float(key),), body) for key, body in zip(keys, bodies, strict=True)
+    ]
+    file = RecordFile(_write_rows(tmp_path / "a.rec", [*rows, (50, (3.0,), b"z")]))
+    assert file.labels.tolist() == [*range(50), 3]
+    assert [label for _, label in file] == [*range(50), 3]
+    assert [body for body, _ in file] == [*(bodies[keys.index(key)] for key in range(50)), b"z"]
+
+
+@pytest.mark.parametrize("last", [(1 << 24) + 1, (1 << 24) + 2, 42_474_557, 42_474_559])
+def test_counts_that_are_rounded_down(tmp_path: Path, last: int) -> None:
+    rows = _big_rows(last)
+    rounded = float(np.float32(last + 1))
+    if rounded > last + 1:
+        rounded = float(np.nextafter(np.float32(rounded), np.float32(0)))
+    rows[0] = (0, (rounded, float(last + 3)), b"")
+    file = RecordFile(_write_rows(tmp_path / "a.rec", rows))
+    assert file.keys.tolist() == [last - 2, last - 1, last]
+    assert len(file._identity_offsets) == 2
+
+
+def test_telling_what_is_needed_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = write_faces(tmp_path / "a.rec")
+    file, told = RecordFile(tmp_path / "a.rec"), []
+    monkeypatch.setattr("os.posix_fadvise", lambda _, start, length, advice: told.append((start, length)))
+    wanted = np.array([7, 3, 19, 500, -1])
+    file.will_need(wanted)
+    assert told == []  # just written, so it is in memory
+    monkeypatch.setattr(file._reader, "_is_in_memory", lambda _: False)
+    file.will_need(wanted)
+    assert told == [(int(file._offsets[i]), int(file._next_offsets[i] - file._offsets[i])) for i in (3, 7, 19)]
+    assert file[7] == faces[7]
+
+
+def test_a_file_cut_while_it_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "a.rec"
+    write_faces(path)
+    file = RecordFile(path)
+    with path.open("r+b") as content:
+        content.truncate(int(file._offsets[10]) + 20)
+    assert file[9][1] == 1
+    for index in (10, 11):
+        with pytest.raises(DataError, match=rf"a\.rec: key {index + 1}, byte .*(became shorter|past the end)"):
+            file[index]
+    with pytest.raises(DataError, match=r"a\.rec: key 11, byte"):
+        file._labels_of_heads()
+
+
+def test_a_damaged_length_never_gives_another_image(tmp_path: Path) -> None:
+    """Each bit of the first 8 bytes of every record flipped, with the .idx, which does not show where a record ends."""
+    path = tmp_path / "a.rec"
+    faces = write_faces(path, 8, 4)
+    content = path.read_bytes()
+    for offset in [int(line.split("\t")[1]) for line in path.with_suffix(".idx").read_text().splitlines()[1:9]]:
+        for byte, bit in itertools.product(range(8), range(8)):
+            damaged = bytearray(content)
+            damaged[offset + byte] ^= 1 << bit
+            path.write_bytes(damaged)
+            assert [
+                found for index in range(8) if (found := _read_or_none(path, index)) not in (None, faces[index])
+            ] == []
+
+
+def _read_or_none(path: Path, index: int) -> tuple[bytes, int] | None:
+    try:
+        return RecordFile(path)[index]
+    except DataError:
+        return None
+
+
+def test_a_length_that_is_too_long_by_whole_records_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "a.rec"
+    write_faces(path, 4, 2)
+    offsets = [int(line.split("\t")[1]) for line in path.with_suffix(".idx").read_text().splitlines()]
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, offsets[1] + 4, offsets[3] - offsets[1] - 8)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"key 1, byte {offsets[1]}: .* the length is damaged"):
+        RecordFile(path)[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gkd.core.errors import ConfigError, DataError
-from gkd.data import FaceFolder, RecordFile, RecordWriter, pack_folder, rec_split
+from gkd.data import FaceFolder, RecordFile, RecordWriter, pack, rec_split
 from gkd.data.identities import find_identities, open_faces
 from gkd.data.rec_split import split_faces
 from tests.data.faces import make_image, write_faces
@@ -105,7 +105,7 @@ class TestChoice:
 
     def test_neither_order_nor_container_matter(self, tmp_path: Path) -> None:
         folder = write_folder(tmp_path / "in", PEOPLE)
-        pack_folder(folder, tmp_path / "packed.rec")
+        pack(folder, tmp_path / "packed.rec")
         with RecordWriter(tmp_path / "shuffled.rec", identity_names=[*reversed(PEOPLE)]) as writer:
             for label, name in enumerate(reversed(PEOPLE)):
                 for image in range(PEOPLE[name]):

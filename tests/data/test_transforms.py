@@ -7,10 +7,9 @@ import struct
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from gkd.core.errors import DataError
-from gkd.data import decode_image, flip_on_device
+from gkd.data import decode_image, transforms
 from gkd.data.image_header import image_format, image_size, is_whole
 from tests.data.faces import make_image
 
@@ -105,11 +104,25 @@ def test_a_huge_image_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
         decode_image(bytes(encoded), (16, 16), "x")
 
 
-def test_flip() -> None:
-    images = torch.arange(2 * 3 * 2 * 4, dtype=torch.uint8).reshape(2, 3, 2, 4)
-    before = images.clone()
-    flipped = flip_on_device(images, torch.tensor([True, False]))
-    assert torch.equal(images, before)
-    assert flipped.dtype == torch.uint8
-    assert flipped[0, 0].tolist() == [[3, 2, 1, 0], [7, 6, 5, 4]]
-    assert torch.equal(flipped[1], images[1])
+def test_a_header_seen_before_hides_nothing() -> None:
+    """Headers are compared with the last good one; what follows them is still looked at."""
+    rng = np.random.default_rng(0)
+    images = [bytes(cv2.imencode(".jpg", rng.integers(0, 256, (24, 16, 3), dtype=np.uint8))[1]) for _ in range(3)]
+    for encoded in images * 2:
+        expected = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        assert np.array_equal(decode_image(encoded, (24, 16), "x"), expected)
+        with pytest.raises(DataError, match="the place: the image is 24x16 pixels"):
+            decode_image(encoded, (16, 24), lambda: "the place")
+        with pytest.raises(DataError, match="the place: the jpeg image is cut short"):
+            decode_image(encoded[:-20], (24, 16), lambda: "the place")
+        frame = encoded.index(b"\xff\xc0")
+        huge = encoded[: frame + 5] + b"\xff\xff\xff\xff" + encoded[frame + 9 :]
+        with pytest.raises(DataError, match="the image is 65535x65535 pixels"):
+            decode_image(huge, (24, 16), "x")
+
+
+def test_an_older_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = make_image(0)
+    expected = decode_image(encoded, (16, 16), "x")
+    monkeypatch.setattr(transforms, "_COLOR_RGB", None)
+    assert np.array_equal(decode_image(encoded, (16, 16), "x"), expected)

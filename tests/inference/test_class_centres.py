@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from gkd.core.distributed import end_process
 from gkd.core.errors import CheckpointError, ConfigError, DataError, GkdError
 from gkd.core.files import locked_folder
-from gkd.data import RecordFile, RecordWriter
+from gkd.data import RecordFile, RecordWriter, TarShards
+from gkd.data.tar_writing import write_shards
 from gkd.inference import embedding_store
 from gkd.inference.class_centres import ClassCentres, find_class_centres, origin_of
 from gkd.models import InputSpec, load_head
@@ -321,3 +322,12 @@ def test_two_ranks_share_the_work_and_agree_with_one(tmp_path: Path, faces: Reco
 def test_origin_tells_networks_and_inputs_apart(faces: RecordFile) -> None:
     assert origin_of(Flat(), SPEC, faces) == origin_of(Flat(), SPEC, faces)
     assert origin_of(Flat(1), SPEC, faces).network != origin_of(Flat(), SPEC, faces).network
+
+
+def test_centres_are_not_made_from_tar_shards_but_taken_from_their_source(tmp_path: Path, faces: RecordFile) -> None:
+    write_shards(faces.path, tmp_path / "shards", images_per_shard=3)
+    shards = TarShards(str(tmp_path / "shards"))
+    with pytest.raises(ConfigError, match=r"tar shards would be fetched over and over; make them with `prepare.py cen"):
+        find(tmp_path / "centres", shards)  # type: ignore[arg-type]
+    made = find(tmp_path / "centres", faces)
+    assert torch.equal(find(tmp_path / "centres", shards).weights, made.weights)  # type: ignore[arg-type]

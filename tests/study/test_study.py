@@ -132,11 +132,11 @@ def test_what_the_base_says_of_evaluation_and_resuming_is_overridden(inputs, tmp
 
 
 def test_a_method_may_change_the_teacher_and_other_settings(inputs, tmp_path):
-    method = KD | {"teacher": {"precision": "bf16"}, "overrides": {"data.flip_probability": 0.25}}
+    method = KD | {"teacher": {"precision": "bf16"}, "overrides": {"data.on_bad_record": "skip"}}
     assert run_study(write_study(tmp_path, inputs, methods={"kd": method}), FakeLaunch()) == 0
     settings = settings_of(tmp_path, "final/kd_seed1")
-    assert (settings["teacher"]["precision"], settings["data"]["flip_probability"]) == ("bf16", 0.25)
-    assert settings_of(tmp_path, "final/control_seed1")["data"]["flip_probability"] == 0.5
+    assert (settings["teacher"]["precision"], settings["data"]["on_bad_record"]) == ("bf16", "skip")
+    assert settings_of(tmp_path, "final/control_seed1")["data"]["on_bad_record"] == "raise"
 
 
 def test_a_method_without_distillation_gets_no_teacher(inputs, tmp_path):
@@ -261,10 +261,10 @@ def test_another_test_set_is_scored_without_training(path, inputs, tmp_path):
 def test_a_run_of_other_settings_is_neither_taken_for_done_nor_overwritten(path, tmp_path, capsys):
     assert run_study(path, FakeLaunch()) == 0
     launch = FakeLaunch()
-    assert run_study(path, launch, "methods.gkd.overrides={data.flip_probability: 0.25}") == 2
+    assert run_study(path, launch, "methods.gkd.overrides={data.on_bad_record: skip}") == 2
     assert launch.commands == []
     message = capsys.readouterr().err
-    assert "holds a run of other settings (data.flip_probability: 0.5 there, 0.25 now)" in message
+    assert "holds a run of other settings (data.on_bad_record: 'raise' there, 'skip' now)" in message
 
 
 def test_another_teacher_is_another_setting(path, inputs, tmp_path, capsys):

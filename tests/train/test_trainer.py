@@ -11,10 +11,11 @@ from torch import nn
 
 from gkd.core.errors import GkdError
 from gkd.core.types import Losses
+from gkd.data.augment import Augment, Flip
 from gkd.data.loader import RawBatch
 from gkd.train.metrics import RunLog, read_metrics
 from gkd.train.optim import build_sgd
-from gkd.train.trainer import LoopSettings, Trainer, format_seconds, to_device
+from gkd.train.trainer import LoopSettings, Trainer, format_seconds, prepare_batch
 
 
 class Toy(nn.Module):
@@ -40,10 +41,7 @@ class Toy(nn.Module):
 def raw(step, size=4, micro_batch=0, replaced=()):
     generator = torch.Generator().manual_seed(step * 10 + micro_batch)
     images = torch.randint(0, 256, (size, 2, 2, 3), dtype=torch.uint8, generator=generator)
-    flipped = torch.zeros(size, dtype=torch.bool)
-    return RawBatch(
-        images, torch.zeros(size, dtype=torch.int64), torch.arange(size), flipped, step, 0, micro_batch, replaced
-    )
+    return RawBatch(images, torch.zeros(size, dtype=torch.int64), torch.arange(size), step, 0, micro_batch, replaced)
 
 
 class Saved(list):
@@ -59,6 +57,7 @@ def trainer(folder, objective, stop=None, evaluate=lambda: ({}, None), **changes
         lambda step: 0.1,
         LoopSettings(**settings),
         device=torch.device("cpu"),
+        augment=Augment([], 0),
         run_log=RunLog(folder, 0),
         evaluate=evaluate,
         save=Saved(),
@@ -109,7 +108,7 @@ def test_micro_batches_of_unequal_size_weigh_by_their_images(tmp_path):
     whole, parts = Toy(), Toy()
     big = raw(0, size=5)
     first, second = (
-        RawBatch(big.images[part], big.labels[part], big.sample_ids[part], big.is_flipped[part], 0, 0, 0)
+        RawBatch(big.images[part], big.labels[part], big.sample_ids[part], 0, 0, 0)
         for part in (slice(0, 3), slice(3, 5))
     )
     for objective, batches, number in ((whole, [big], 1), (parts, [first, second], 2)):
@@ -164,13 +163,14 @@ def test_frozen_batch_norm_stays_frozen_after_an_evaluation(tmp_path):
     assert objective.norm.running_mean.abs().sum() == 0
 
 
-def test_images_are_mirrored_on_the_device_where_they_should_be():
+def test_a_batch_is_changed_as_the_augmentations_say():
     batch = raw(0)
-    mirrored = RawBatch(batch.images, batch.labels, batch.sample_ids, torch.tensor([True, False, False, True]), 0, 0, 0)
-    result = to_device(mirrored, torch.device("cpu"))
-    expected = batch.images.permute(0, 3, 1, 2).clone()
-    expected[[0, 3]] = expected[[0, 3]].flip(-1)
-    assert torch.equal(result.images, expected)
+    result = prepare_batch(batch, Augment([Flip(probability=1.0)], 0))
+    assert torch.equal(result.images, batch.images.permute(0, 3, 1, 2).flip(-1))
+    assert result.is_flipped.all()
+    unchanged = prepare_batch(batch, Augment([], 0))
+    assert torch.equal(unchanged.images, batch.images.permute(0, 3, 1, 2))
+    assert not unchanged.is_flipped.any()
 
 
 def test_seconds_read_as_a_clock():

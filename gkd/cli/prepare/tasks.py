@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import Any
+
+_WIDTH = 100
 
 
 class Tasks:
@@ -14,8 +17,14 @@ class Tasks:
 
     def add_parser(self, name: str, *, help: str, example: str = "", **settings: Any) -> argparse.ArgumentParser:
         """A parser for the task `name`; `example` ends its `--help`. Set its `run` with `set_defaults`."""
-        settings.setdefault("description", help[:1].upper() + help[1:] + ".")
+        description = settings.pop("description", help[:1].upper() + help[1:] + ".")
+        paragraphs = [textwrap.fill(" ".join(text.split()), _WIDTH) for text in description.split("\n\n")]
         epilog = f"example:\n  {example}" if example else None
         return self._tasks.add_parser(
-            name, help=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
+            name,
+            help=help,
+            description="\n\n".join(paragraphs),
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **settings,
         )
