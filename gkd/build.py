@@ -28,8 +28,10 @@ from gkd.inference.record import measured_once
 from gkd.inference.teacher import Teacher
 from gkd.models import Backbone, InputSpec, create_backbone, load_head, load_student, load_weights
 from gkd.schema import InputSettings, TrainRun
+from gkd.train.fine_tune import start_from
+from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
-from gkd.train.optim import build_sgd
+from gkd.train.optim import GroupRule, build_sgd
 from gkd.train.schedule import SCHEDULES, Schedule
 from gkd.train.trainer import LoopSettings
 
@@ -384,6 +386,30 @@ def build_optimizer(config: TrainRun, objective: nn.Module) -> torch.optim.SGD:
         nesterov=optim.nesterov,
         weight_decay=optim.weight_decay,
         decay_norm_and_bias=optim.decay_norm_and_bias,
+        groups=[GroupRule(group.match, group.lr_factor, group.frozen) for group in optim.groups],
+    )
+
+
+def build_guard(config: TrainRun) -> NonFiniteGuard:
+    """What becomes of steps whose loss or gradient is not finite."""
+    return NonFiniteGuard(config.run.folder, action=config.train.on_non_finite, max_skipped=config.train.max_skipped)
+
+
+def fill_weights(config: TrainRun, objective: Any, dataset: FaceData) -> list[str]:
+    """Fill the objective from `start.weights`, where they are set; returns lines for the log.
+
+    Raises:
+        CheckpointError: missing, damaged, or weights of another network. ConfigError: of another input conversion.
+    """
+    if config.start is None:
+        return []
+    return start_from(
+        objective,
+        config.start.weights,
+        num_classes=dataset.num_identities,
+        identity_names=dataset.identity_names,
+        fingerprint=dataset.fingerprint,
+        is_head_kept=config.start.keep_head,
     )
 
 

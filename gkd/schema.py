@@ -203,6 +203,25 @@ class DistillTerm(ConfigModel):
     teacher_margin: bool = Field(default=True, description="keep the margin on the teacher's distilled logits")
 
 
+class StartSettings(ConfigModel):
+    """Weights to start from instead of random ones; a run that resumes has its own."""
+
+    weights: FilePath = Field(description="a run folder, or a weight file of the same network")
+    keep_head: bool = Field(
+        default=True, description="take the class weights of identities that both runs know; false draws all anew"
+    )
+
+
+class GroupSettings(ConfigModel):
+    """Parameters that are trained in a way of their own."""
+
+    match: Annotated[str, Field(min_length=1)] = Field(
+        description="pattern of parameter names, such as backbone.layers.0.* or head.*; the first that matches counts"
+    )
+    lr_factor: float = Field(default=1.0, gt=0, description="their learning rate as a multiple of the schedule's")
+    frozen: bool = Field(default=False, description="keep them as they are, and the statistics of batch norms in them")
+
+
 class OptimSettings(ConfigModel):
     """Stochastic gradient descent and gradient clipping."""
 
@@ -211,6 +230,9 @@ class OptimSettings(ConfigModel):
     nesterov: bool = Field(default=True, description="Nesterov's form of momentum; no effect where momentum is 0")
     weight_decay: NotNegative = Field(default=5e-4, description="weight decay, added to the gradient")
     decay_norm_and_bias: bool = Field(default=False, description="also decay norms, biases and PReLU slopes")
+    groups: tuple[GroupSettings, ...] = Field(
+        default=(), description="parameters with a learning rate of their own, or frozen"
+    )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         default=5.0, description="largest L2 norm of the gradient over backbone and head; null does not clip"
     )
@@ -232,9 +254,21 @@ class TrainSettings(ConfigModel):
     micro_batches: PositiveInt = Field(default=1, description="parts that each rank's share of a batch is computed in")
     precision: Precision = Field(default="fp32", description="arithmetic of the student; the head is always fp32")
     freeze_batch_norm: bool = Field(default=False, description="keep the batch norms at their stored statistics")
+    sync_batch_norm: bool = Field(
+        default=False, description="take batch-norm statistics over the images of all ranks; needs CUDA"
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="average the weights over the steps; the average is evaluated and exported"
+    )
+    on_non_finite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="what a loss or gradient that is not finite does: end the run, or leave out the step",
+    )
+    max_skipped: PositiveInt = Field(default=10, description="steps left out in a row before the run ends all the same")
     log_every: PositiveInt = Field(default=10, description="steps between two lines of the log")
     save_every: PositiveInt | None = Field(default=None, description="steps between checkpoints; null is once an epoch")
-    keep_last: PositiveInt = Field(default=2, description="checkpoints kept; older ones are removed")
+    keep_last: PositiveInt = Field(default=2, description="newest checkpoints kept; the best is kept besides")
+    keep_every: PositiveInt | None = Field(default=None, description="also keep those of steps divisible by this")
     resume: Annotated[str, Field(min_length=1)] = Field(
         default="auto", description="auto (the newest checkpoint, if any), never, or the path of a checkpoint"
     )
@@ -266,6 +300,7 @@ class TrainRun(ConfigModel):
     data: DataSettings = Field(description="training images")
     backbone: BackbonePart = Field(description="the network that is trained")
     input: InputSettings = Field(default=InputSettings(), description="how the network takes its pixels")
+    start: StartSettings | None = Field(default=None, description="weights to start from: fine-tuning")
     head: HeadPart = Field(default="softmax", validate_default=True, description="embeddings to class scores")
     margin: MarginPart = Field(description="class scores to logits")
     teacher: TeacherSettings | None = Field(default=None, description="the network to distil from; goes with `distill`")

@@ -1,6 +1,7 @@
 """The command-line tools: arguments, a config, an object graph, a run, an exit code.
 
-Exit codes: 0 done, 2 refused or failed with one message, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
+Exit codes: 0 done, 2 refused or failed with one message, 130 stopped by Ctrl-C, 138 by SIGUSR1,
+143 by SIGTERM.
 """
 
 from __future__ import annotations

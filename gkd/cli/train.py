@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gkd.cli import run_tool
 from gkd.cli.plan import format_plan
 from gkd.core import distributed
 from gkd.core.config import dump_yaml, load_config, to_plain
+from gkd.core.errors import GkdError
 from gkd.core.log import set_up_logging
 from gkd.data import PairSet
 from gkd.data.batches import BatchPlan
@@ -25,9 +27,14 @@ from gkd.inference.embed import evaluate_pairs
 from gkd.inference.teacher import Teacher
 from gkd.models import save_head, save_student
 from gkd.schema import TrainRun
+from gkd.train.batch_norm import averaged, own_statistics, restore_statistics, statistics, synchronise_batch_norm
 from gkd.train.checkpoint import Checkpoints
+from gkd.train.disk_space import checkpoint_bytes, folder_bytes, require_space, require_writing
+from gkd.train.ema import Ema
 from gkd.train.metrics import RunLog
+from gkd.train.rank_watch import RankWatch
 from gkd.train.run_folder import choose_checkpoint, locked, record_start, require_same_run
+from gkd.train.saving import BackgroundSaver
 from gkd.train.state import check_values, environment, random_state, restore_random_state, run_tensors
 from gkd.train.stop import StopOnSignal
 from gkd.train.trainer import Trainer
@@ -61,6 +68,8 @@ def _train_or_plan(arguments: argparse.Namespace) -> int:
     with distributed.process_group(config.train.timeout_minutes):
         set_up_logging(distributed.rank())
         with locked(config.run.folder):
+            if distributed.rank() == 0:
+                require_writing(config.run.folder)
             distributed.barrier()  # after this every rank knows that the folder exists and is ours
             return Run(config, sys.argv).train()
 
@@ -81,6 +90,17 @@ def check_teacher_of(config: TrainRun, teacher: Teacher, dataset: Any, device: t
     )
 
 
+@contextmanager
+def _explained(watch: RankWatch) -> Iterator[None]:
+    """Name the rank that the others waited for, where one hangs or has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if distributed.world_size() == 1:
+            raise
+        raise GkdError(watch.explain(error)) from error
+
+
 class Run:
     """One training run, put together from its config."""
 
@@ -99,11 +119,16 @@ class Run:
         self.objective = build.build_objective(config, self.dataset, teacher, self.settings.steps_per_epoch).to(
             self.device
         )
+        if config.train.sync_batch_norm:
+            self.objective = synchronise_batch_norm(self.objective, self.device)
         # The loader's images are (N, H, W, 3) in memory, and convolutions are faster on that order.
         self.objective.backbone.to(memory_format=torch.channels_last)
         self.teacher = teacher
         self.optimizer = build.build_optimizer(config, self.objective)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=config.train.keep_last)
+        self.ema: Ema | None = None
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", keep_last=config.train.keep_last, keep_every=config.train.keep_every
+        )
         self.values = {
             "config": to_plain(config),
             "fingerprint": self.dataset.fingerprint,
@@ -119,9 +144,13 @@ class Run:
             if teacher.stored is not None:
                 teacher.backbone.cpu()  # it has done its part
         if distributed.rank() == 0:
+            self._require_space()
             record_start(self.folder, dump_yaml(self.config), self.command, self.values["environment"])
         if start_step == self.settings.total_steps:
             logger.info("this run is finished already: all %d steps are done", start_step)
+            with averaged(*self._statistics()):
+                if distributed.rank() == 0:  # they may have been lost
+                    self._write_weights(start_step, run_tensors(self.objective, self.optimizer, self.ema))
         logger.info("order: %s", self.order.describe())
         for note in build.lane_notes(self.config):
             logger.warning("%s", note)
@@ -135,7 +164,13 @@ class Run:
             self.device.type,
             start_step,
         )
-        with StopOnSignal() as stop, self._loader(start_step) as loader, RunLog(self.folder, start_step) as run_log:
+        with (
+            StopOnSignal() as stop,
+            RankWatch() as watch,
+            BackgroundSaver(self.checkpoints, timeout_minutes=self.config.train.timeout_minutes) as self.saver,
+            self._loader(start_step) as loader,
+            RunLog(self.folder, start_step) as run_log,
+        ):
             trainer = Trainer(
                 self.objective,
                 self.optimizer,
@@ -147,9 +182,13 @@ class Run:
                 evaluate=self._evaluate,
                 save=self._save,
                 stop=stop,
+                guard=build.build_guard(self.config),
+                watch=watch,
+                ema=self.ema,
             )
-            done = trainer.fit(loader, start_step)
-        self._write_weights(done)
+            with _explained(watch):
+                done = trainer.fit(loader, start_step)
+                self._finish_saving(done)
         logger.info("weights: %s   TensorBoard: tensorboard --logdir %s", self.folder / build.STUDENT_FILE, self.folder)
         return 0 if done == self.settings.total_steps else 128 + stop.signal_number
 
@@ -180,26 +219,71 @@ class Run:
         path = choose_checkpoint(resume, self.checkpoints, self.folder)
         path = distributed.broadcast_object(path)
         if path is None:
+            for line in build.fill_weights(self.config, self.objective, self.dataset):
+                logger.info("starting from other weights: %s", line)
+        if self.config.train.ema_decay is not None:
+            self.ema = Ema(self.objective, self.config.train.ema_decay)
+        if path is None:
             return 0
-        saved = self.checkpoints.load(path, run_tensors(self.objective, self.optimizer))
+        saved = self.checkpoints.load(path, run_tensors(self.objective, self.optimizer, self.ema))
         check_values(path, saved, self.settings.total_steps)
         require_same_run(path, saved, self.values, is_explicit=resume not in ("auto", "never"))
+        restore_statistics(saved.get("batch_norm", []), *self._statistics())
         step = int(saved["step"])
         restore_random_state(saved["random_state"], self.config.run.seed, step)
         logger.info("resuming from %s", path)
         return step
 
-    def _save(self, step: int, score: float | None) -> None:
-        values = {**self.values, "step": step, "random_state": random_state()}
-        self.checkpoints.save(step, run_tensors(self.objective, self.optimizer), values, score=score)
-        self._write_weights(step)
+    def _require_space(self) -> None:
+        size = checkpoint_bytes(run_tensors(self.objective, self.optimizer, self.ema).values())
+        needed = (self.config.train.keep_last + 2) * size - folder_bytes(self.checkpoints.folder)
+        require_space(self.folder, max(0, needed))
 
-    def _write_weights(self, step: int) -> None:
-        """Write the backbone and the class weights for use outside of the run; rank 0 only."""
-        if distributed.rank() != 0:
-            return
+    def _statistics(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What differs from rank to rank."""
+        return statistics(self.objective), {} if self.ema is None else self.ema.statistics()
+
+    def _save(self, step: int, score: float | None) -> None:
+        own = own_statistics(*self._statistics())
+        values = {**self.values, "step": step, "random_state": random_state(), "batch_norm": own}
+
+        def write_weights() -> None:
+            self._write_weights(step, self.saver.staged)
+
+        with averaged(*self._statistics()):
+            tensors = run_tensors(self.objective, self.optimizer, self.ema)
+            also = write_weights if distributed.rank() == 0 else None
+            self.saver.save(step, tensors, values, score=score, also=also)
+
+    def _finish_saving(self, step: int) -> None:
+        """Wait for the last save, and try once more where it failed.
+
+        Raises:
+            GkdError: it cannot be written.
+        """
+        num_failed = self.saver.num_failed
+        self.saver.wait()
+        if self.saver.num_failed > num_failed:
+            self._save(step, None)
+            num_failed = self.saver.num_failed
+            self.saver.wait()
+        if self.saver.num_failed > num_failed:
+            raise GkdError(f"training is done up to step {step}, but {self.saver.last_error}; make room and run again")
+
+    def _write_weights(self, step: int, staged: Mapping[str, torch.Tensor]) -> None:
+        """Write the backbone and the class weights for use outside of the run, from copies of the state."""
+        state = {name.removeprefix("model/"): tensor for name, tensor in staged.items() if name.startswith("model/")}
+        state |= {name.removeprefix("ema/"): tensor for name, tensor in staged.items() if name.startswith("ema/")}
         extra = {"step": step, "total_steps": self.settings.total_steps}
-        save_student(self.folder / build.STUDENT_FILE, self.objective.backbone, self.objective.input_spec, extra)
+        save_student(
+            self.folder / build.STUDENT_FILE,
+            self.objective.backbone,
+            self.objective.input_spec,
+            extra,
+            state={
+                name.removeprefix("backbone."): tensor for name, tensor in state.items() if name.startswith("backbone.")
+            },
+        )
         names = self.dataset.identity_names
         meta = {
             "num_classes": self.dataset.num_identities,
@@ -208,7 +292,7 @@ class Run:
             "margin": build.margin_values(self.config),
             **extra,
         }
-        save_head(self.folder / build.HEAD_FILE, self.objective.head.weight.detach().cpu(), meta)
+        save_head(self.folder / build.HEAD_FILE, state["head.weight"], meta)
 
     def _evaluate(self) -> tuple[dict[str, float], float | None]:
         """Figures of the student on every set, and their mean accuracy as the score."""

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from gkd.core.errors import GkdError
 
@@ -89,39 +90,54 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over the ranks, in place; returns it."""
+def new_group(timeout_minutes: float) -> ProcessGroup | None:
+    """A gloo group of all ranks beside the default one, so that a thread can talk while training does; None alone.
+
+    Every rank must call this at the same point.
+
+    Args:
+        timeout_minutes: how long a rank waits for the others before it gives up.
+    """
+    if world_size() == 1:
+        return None
+    group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
+    assert isinstance(group, ProcessGroup), "every rank is a member"
+    return group
+
+
+def all_reduce_sum(tensor: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """The sum of `tensor` over the ranks, in place; returns it. Here and below no `group` is the default group."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=group)
     return tensor
 
 
-def barrier() -> None:
+def all_reduce_max(tensor: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """The greatest of `tensor` over the ranks, in place; returns it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+    return tensor
+
+
+def barrier(group: ProcessGroup | None = None) -> None:
     """Wait for every rank."""
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=group)
 
 
-def broadcast_object(value: Any) -> Any:
+def broadcast_object(value: Any, group: ProcessGroup | None = None) -> Any:
     """Rank 0's `value` on every rank. It travels between our own processes only, never from a file."""
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: Any, group: ProcessGroup | None = None) -> list[Any]:
     """Every rank's `value`, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=group)
     return gathered
-
-
-def all_reduce_max(tensor: Tensor) -> Tensor:
-    """The greatest of `tensor` over the ranks, in place; returns it."""
-    if world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor

@@ -17,11 +17,22 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NoReturn
+from typing import Any, BinaryIO, ClassVar, NoReturn, TextIO
 
 from gkd.core.errors import CheckpointError, DataError, GkdError
 
 GIB = 1 << 30
+
+_LOCKS: set[TextIO] = set()
+
+
+def _let_go_of_locks() -> None:
+    for lock in _LOCKS:
+        lock.close()
+
+
+# A fork shares its parent's locks: a loading process would hold a folder for seconds after its rank was killed.
+os.register_at_fork(after_in_child=_let_go_of_locks)
 
 
 def read_bounded(path: str | Path, max_bytes: int) -> bytes:
@@ -88,7 +99,11 @@ def locked_folder(folder: Path, key: str, holder: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise GkdError(f"{key}: {holder} in {folder}; wait for it, or choose another folder") from error
-        yield
+        _LOCKS.add(lock)
+        try:
+            yield
+        finally:
+            _LOCKS.discard(lock)
 
 
 def restricted_unpickle(

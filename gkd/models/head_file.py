@@ -1,6 +1,7 @@
 """`head.pt`: the class weights of a trained head and the plain values that make them usable later.
 
 A dict that `torch.load(weights_only=True)` takes: `format`, `format_version`, `class_weights` (C, D), `meta`.
+`head.safetensors` beside it holds the same for other tools. Both are read here.
 """
 
 from __future__ import annotations
@@ -9,22 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gkd.core.errors import CheckpointError
-from gkd.core.files import atomic_write, restricted_load_torch
 from gkd.models.contents import check_format, check_plain, check_tensor
+from gkd.models.safetensors_file import read_weight_file, write_both
 
 FORMAT = "gkd.head"
 FORMAT_VERSION = 1
+TENSOR_NAME = "class_weights"
 
 
 def save_head(path: str | Path, class_weights: Tensor, meta: Mapping[str, Any]) -> None:
-    """Write class weights and plain values to one file, whole or not at all.
+    """Write class weights and plain values, whole or not at all, and a `.safetensors` file beside.
 
     Args:
-        path: the file to write.
+        path: the file to write; the other has the same name with the suffix `.safetensors`.
         class_weights: (C, D), one row a class.
         meta: plain values by name: the margin's name and scale, the data's fingerprint, `identity_names` (C names or
             None), `num_classes`.
@@ -34,14 +35,12 @@ def save_head(path: str | Path, class_weights: Tensor, meta: Mapping[str, Any]) 
             `identity_names` that disagrees with C.
     """
     weights = _check_weights(class_weights.cpu(), Path(path))
-    content = {
+    fields = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "class_weights": weights,
         "meta": _check_meta(dict(meta), len(weights), Path(path)),
     }
-    with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+    write_both(Path(path), fields, {TENSOR_NAME: weights}, {**fields, TENSOR_NAME: weights})
 
 
 def load_head(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
@@ -51,9 +50,8 @@ def load_head(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
         CheckpointError: the file is missing, damaged, unsafe or of another format, or its fields disagree.
     """
     path = Path(path)
-    fields = {"class_weights", "meta"}
-    content = check_format(restricted_load_torch(path), path, FORMAT, FORMAT_VERSION, fields)
-    weights = _check_weights(content["class_weights"], path)
+    content = check_format(read_weight_file(path), path, FORMAT, FORMAT_VERSION, {TENSOR_NAME, "meta"})
+    weights = _check_weights(content[TENSOR_NAME], path)
     return weights, _check_meta(content["meta"], len(weights), path)
 
 

@@ -1,7 +1,8 @@
 """Read weights of any supported backbone; write and read `student.pt`, which holds the whole of a trained backbone.
 
 `student.pt` is a dict that `torch.load(weights_only=True)` takes: `format`, `format_version`, `architecture` (name and
-all settings), `input` (color, mean, std, size), `state_dict`, `extra` (plain values).
+all settings), `input` (color, mean, std, size), `state_dict`, `extra` (plain values). `student.safetensors` beside it
+holds the same for other tools. Both are read here.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import torch
 from torch import Tensor
 
 from gkd.core.errors import CheckpointError, ConfigError
-from gkd.core.files import atomic_write, restricted_load_torch
 from gkd.models.backbone import Backbone
 from gkd.models.contents import check_format, check_plain, check_tensor, check_tensors, shapes_of
 from gkd.models.create import ONNX_PREFIX, create_backbone
 from gkd.models.families import describe_difference, describe_family, known_prefix
 from gkd.models.input_spec import InputSpec
+from gkd.models.safetensors_file import read_weight_file, write_both
 
 FORMAT = "gkd.student"
 FORMAT_VERSION = 1
@@ -43,27 +44,37 @@ class LoadReport:
 
 
 def save_student(
-    path: str | Path, backbone: Backbone, input_spec: InputSpec, extra: Mapping[str, Any] | None = None
+    path: str | Path,
+    backbone: Backbone,
+    input_spec: InputSpec,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a backbone, its input conversion and some plain values to one file, whole or not at all.
+    """Write a backbone, its input conversion and some plain values, whole or not at all, and a `.safetensors` beside.
 
     Args:
-        path: the file to write.
+        path: the file to write; the other has the same name with the suffix `.safetensors`.
         backbone: a network that `create_backbone` built.
         input_spec: what the network was trained with.
         extra: text, numbers, lists, dicts or None by name.
+        state: the tensors to write; None: those that the backbone has now. A copy lets it go on training meanwhile.
 
     Raises:
         ConfigError: the backbone does not know its architecture.
-        CheckpointError: a weight is not finite, or a value in `extra` is not plain.
+        CheckpointError: a weight is not finite, `state` does not fit the backbone, or a value in `extra` is not plain.
     """
     if not backbone.architecture:
         raise ConfigError(
             "save_student needs a backbone that create_backbone built and that can be trained; a network from an ONNX "
             "file cannot be"
         )
-    state = {name: check_tensor(tensor.cpu(), f"{path}: {name}") for name, tensor in backbone.state_dict().items()}
-    content = {
+    if state is None:
+        state = backbone.state_dict()
+    else:
+        _check_fit(Path(path), backbone, state, same_dtype=True)
+    tensors = {name: check_tensor(tensor.cpu(), f"{path}: {name}") for name, tensor in state.items()}
+    fields = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "architecture": check_plain(backbone.architecture, "architecture"),
@@ -73,11 +84,9 @@ def save_student(
             "std": list(input_spec.std),
             "size": list(backbone.input_size),
         },
-        "state_dict": state,
         "extra": check_plain(dict(extra or {}), "extra"),
     }
-    with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+    write_both(Path(path), fields, tensors, {**fields, "state_dict": tensors})
 
 
 def load_student(path: str | Path) -> tuple[Backbone, InputSpec, dict[str, Any]]:
@@ -90,7 +99,7 @@ def load_student(path: str | Path) -> tuple[Backbone, InputSpec, dict[str, Any]]
             architecture.
     """
     path = Path(path)
-    content = check_format(restricted_load_torch(path), path, FORMAT, FORMAT_VERSION, FIELDS)
+    content = check_format(read_weight_file(path, "state_dict"), path, FORMAT, FORMAT_VERSION, FIELDS)
     architecture = check_plain(content["architecture"], f"{path}: architecture")
     extra = check_plain(content["extra"], f"{path}: extra")
     backbone = _build(path, architecture, on_meta=True)
@@ -106,7 +115,7 @@ def load_student(path: str | Path) -> tuple[Backbone, InputSpec, dict[str, Any]]
 
 
 def load_weights(backbone: Backbone, path: str | Path) -> LoadReport:
-    """Fill a backbone from `student.pt` or from a plain state dict, strictly.
+    """Fill a backbone from `student.pt`, a plain state dict or a `.safetensors` file, strictly.
 
     One known prefix that all names bear (`module.`, `model.`, `net.`, `backbone.`, `features.module.`,
     `module.features.`) is stripped.
@@ -116,7 +125,7 @@ def load_weights(backbone: Backbone, path: str | Path) -> LoadReport:
             message names the family found and what differs.
     """
     path = Path(path)
-    content = restricted_load_torch(path)
+    content = read_weight_file(path, "state_dict")
     fields = None
     if isinstance(content, dict) and "format" in content:
         fields = check_format(content, path, FORMAT, FORMAT_VERSION, FIELDS)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from gkd.core import distributed
-from gkd.core.errors import CheckpointError, ConfigError, GkdError
+from gkd.core.errors import CheckpointError, ConfigError
+from gkd.train.checkpoint_agreement import on_every_rank, on_rank_0
 from gkd.train.checkpoint_folders import best_of, newest_whole, prune, put_in_place, sized, tidy, writing_folder
 from gkd.train.checkpoint_marker import (
     MARKER_NAME,
@@ -33,7 +34,6 @@ from gkd.train.checkpoint_metadata import METADATA_NAME, StoredTensor, read_stor
 from gkd.train.checkpoint_tensors import compare, read_tensors, write_tensors
 
 VALUES_NAME = "values.json"
-_T = TypeVar("_T")
 
 
 class Checkpoints:
@@ -45,19 +45,29 @@ class Checkpoints:
     Args:
         folder: where the checkpoints lie; made by the first save.
         keep_last: how many of the newest whole checkpoints stay. The one with the best score stays besides.
+        keep_every: checkpoints of steps divisible by it stay for good; None: no such.
 
     Raises:
-        ConfigError: `keep_last` is below 1.
+        ConfigError: `keep_last` or `keep_every` is below 1.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int = 2) -> None:
+    def __init__(self, folder: Path, *, keep_last: int = 2, keep_every: int | None = None) -> None:
         if keep_last < 1:
             raise ConfigError(f"keep_last must be 1 or more, got {keep_last}")
+        if keep_every is not None and keep_every < 1:
+            raise ConfigError(f"keep_every must be 1 or more, or none, got {keep_every}")
         self.folder = Path(folder)
         self.keep_last = keep_last
+        self.keep_every = keep_every
 
     def save(
-        self, step: int, tensors: dict[str, Tensor], values: dict[str, Any], *, score: float | None = None
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        values: dict[str, Any],
+        *,
+        score: float | None = None,
+        group: ProcessGroup | None = None,
     ) -> Path:
         """Write one checkpoint; one of the same step is replaced once the new one is whole.
 
@@ -66,6 +76,7 @@ class Checkpoints:
             tensors: by name; the same names and shapes on every rank. Of replicated tensors rank 0's are stored.
             values: plain JSON values; rank 0's are stored.
             score: higher is better; the best (of equals the newest) is never deleted.
+            group: what the ranks talk over, all of them; None is the default group.
 
         Returns:
             The checkpoint's folder.
@@ -76,26 +87,26 @@ class Checkpoints:
         """
         target = self.folder / f"step_{step:08d}"
         writing = writing_folder(target)
-        _check_same(_on_every_rank(lambda: _check_tensors(tensors)))
-        _on_rank_0(lambda: self._start(step, writing, values, score))
+        _check_same(on_every_rank(lambda: _check_tensors(tensors), group))
+        on_rank_0(lambda: self._start(step, writing, values, score), group)
         try:
-            names = write_tensors(writing, tensors)
-            records = _on_every_rank(lambda: _describe_own_files(writing))
+            names = write_tensors(writing, tensors, group)
+            records = on_every_rank(lambda: _describe_own_files(writing), group)
             files = {name: record for own in records for name, record in own.items()}
-            _on_rank_0(lambda: self._finish(writing, target, Marker(step, score, files), names))
+            on_rank_0(lambda: self._finish(writing, target, Marker(step, score, files), names), group)
         except CheckpointError as error:
-            _on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True))
+            on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True), group)
             raise CheckpointError(f"{error}; see that {self.folder} has space and can be written") from error
-        _on_rank_0(lambda: prune(self.folder, self.keep_last, target, step))
+        on_rank_0(lambda: prune(self.folder, self.keep_last, self.keep_every, target, step), group)
         return target
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, or None; damaged newer ones are named in a warning and passed over."""
-        return _on_rank_0(lambda: newest_whole(self.folder))
+        return on_rank_0(lambda: newest_whole(self.folder))
 
     def best(self) -> Path | None:
         """The checkpoint with the highest score, of equals the newest, or None where none has a score."""
-        return _on_rank_0(lambda: best_of(sized(self.folder)))
+        return on_rank_0(lambda: best_of(sized(self.folder)))
 
     def load(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Fill `tensors` in place with the checkpoint's and return its values.
@@ -108,9 +119,9 @@ class Checkpoints:
                 ever run. Before the last check passes `tensors` are untouched.
         """
         path = Path(path)
-        marker, values = _on_rank_0(lambda: _verified(path))
+        marker, values = on_rank_0(lambda: _verified(path))
         sizes = {name: record.size for name, record in marker.files.items()}
-        stored = _on_every_rank(lambda: _fitting(path, sizes, tensors))[distributed.rank()]
+        stored = on_every_rank(lambda: _fitting(path, sizes, tensors))[distributed.rank()]
         read_tensors(path, stored, tensors)
         return values
 
@@ -175,33 +186,3 @@ def _describe_own_files(folder: Path) -> dict[str, FileRecord]:
     """Force this rank's tensor files to the disk and describe them."""
     paths = folder.glob(f"__{distributed.rank()}_*")
     return {path.name: describe_file(path, is_synced=True) for path in paths}
-
-
-def _attempt(action: Callable[[], _T]) -> tuple[_T | None, str | None, Exception | None]:
-    # Whatever goes wrong must reach the other ranks, which wait for this one; the exception itself stays here.
-    try:
-        return action(), None, None
-    except Exception as error:
-        text = str(error) if isinstance(error, GkdError) else f"{type(error).__name__}: {error}"
-        return None, text, error
-
-
-def _on_rank_0(action: Callable[[], _T]) -> _T:
-    """What `action` returns on rank 0, on every rank; its failure is raised on every rank."""
-    value, failure, error = _attempt(action) if distributed.rank() == 0 else (None, None, None)
-    value, failure = distributed.broadcast_object((value, failure))
-    if failure is not None:
-        raise CheckpointError(failure) from error
-    result: _T = value
-    return result
-
-
-def _on_every_rank(action: Callable[[], _T]) -> list[_T]:
-    """What `action` returns on each rank, in rank order; one rank's failure is raised on every rank."""
-    value, failure, error = _attempt(action)
-    outcomes = distributed.gather_objects((value, failure))
-    failures = [(number, text) for number, (_, text) in enumerate(outcomes) if text is not None]
-    if failures:
-        texts = [text if len(outcomes) == 1 else f"rank {number}: {text}" for number, text in failures]
-        raise CheckpointError("; ".join(texts)) from error
-    return [value for value, _ in outcomes]

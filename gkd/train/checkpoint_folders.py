@@ -88,19 +88,27 @@ def best_of(markers: dict[Path, Marker]) -> Path | None:
     return max(scored)[2] if scored else None
 
 
-def prune(folder: Path, keep_last: int, saved: Path, step: int) -> None:
-    """Delete all whole checkpoints but the newest `keep_last`, the best, and the one just saved."""
+def prune(folder: Path, keep_last: int, keep_every: int | None, saved: Path, step: int) -> None:
+    """Delete all whole checkpoints but the newest `keep_last`, the best, every `keep_every`-th, and the one saved."""
     markers = sized(folder)
+    kept = {*list(markers)[:keep_last], best_of(markers), saved}
+    if keep_every is not None:
+        # By the folder's name: a marker could name another step.
+        kept |= {path for path in markers if _step_of(path) % keep_every == 0}
     later = [path.name for path, marker in markers.items() if marker.step > step]
     if later:
         logger.warning("%s holds checkpoints of later steps than %d: %s", folder, step, ", ".join(later))
-    for path in markers.keys() - {*list(markers)[:keep_last], best_of(markers), saved}:
+    for path in markers.keys() - kept:
         doomed = folder / f"{_DELETING}{path.name}"
         try:
             path.rename(doomed)
             _remove(doomed)
         except OSError as error:
             logger.warning("could not delete the old checkpoint %s: %s", path, error)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.rpartition("_")[2])
 
 
 def _remove(path: Path) -> None:

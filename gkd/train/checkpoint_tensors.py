@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -21,12 +22,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from gkd.core import distributed
 from gkd.core.errors import CheckpointError, GkdError
+from gkd.train.checkpoint_agreement import on_every_rank, on_rank_0
 from gkd.train.checkpoint_metadata import StoredChunk, StoredTensor
 
 _NUM_NAMED = 3
@@ -74,10 +77,12 @@ class _LoadPlanner(DefaultLoadPlanner):
         raise CheckpointError(f"`{read_item.dest_index.fqn}` is a pickled object; only tensors are read")
 
 
-def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> set[str]:
+def write_tensors(folder: Path, tensors: dict[str, Tensor], group: ProcessGroup | None = None) -> set[str]:
     """Write the tensors of all ranks into `folder`, unsynced; returns the names of the files that hold them.
 
-    Of replicated tensors rank 0's are written; of a DTensor each rank's own shard.
+    Of replicated tensors rank 0's are written; of a DTensor each rank's own shard. DCP plans and writes, but the ranks
+    agree over `group` by our own messages: DCP's `save` warns where there is one process, and warnings cannot be
+    silenced in a thread.
 
     Raises:
         CheckpointError: on every rank, where any rank failed (a full disk), naming the rank.
@@ -86,9 +91,16 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> set[str]:
     planner = DefaultSavePlanner(
         flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True
     )
-    with _plain_errors(f"could not write the checkpoint {folder}"):
-        metadata = save(dict(tensors), storage_writer=writer, planner=planner)
-    return {info.relative_path for info in metadata.storage_data.values()}
+    try:
+        local_plans = on_every_rank(lambda: _local_plan(writer, planner, tensors), group)
+        # Every rank makes the same global plan out of the same local ones.
+        plans, metadata = planner.create_global_plan(local_plans)
+        own_plan = writer.prepare_global_plan(plans)[distributed.rank()]
+        results = on_every_rank(lambda: _write(writer, planner, own_plan), group)
+        on_rank_0(lambda: writer.finish(metadata, results), group)
+    except CheckpointError as error:
+        raise CheckpointError(f"could not write the checkpoint {folder}: {error}") from error
+    return {result.storage_data.relative_path for own in results for result in own}
 
 
 def read_tensors(folder: Path, stored: dict[str, StoredTensor], tensors: dict[str, Tensor]) -> None:
@@ -125,6 +137,17 @@ def compare(folder: Path, stored: dict[str, StoredTensor], tensors: dict[str, Te
             f"the checkpoint {folder} is of another network or optimiser: {', '.join(found)}; "
             "resume with the configuration that wrote it"
         )
+
+
+def _local_plan(writer: FileSystemWriter, planner: DefaultSavePlanner, tensors: dict[str, Tensor]) -> SavePlan:
+    is_rank_0 = distributed.rank() == 0
+    planner.set_up_planner(dict(tensors), writer.storage_meta(), is_rank_0)
+    writer.set_up_storage_writer(is_rank_0)
+    return writer.prepare_local_plan(planner.create_local_plan())
+
+
+def _write(writer: FileSystemWriter, planner: DefaultSavePlanner, plan: SavePlan) -> list[WriteResult]:
+    return writer.write_data(planner.finish_plan(plan), planner).wait()
 
 
 def _first(names: list[str]) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from gkd.core import distributed
+from gkd.core.errors import ConfigError
 from gkd.core.files import atomic_write
+from gkd.train.log_files import AppendFile, EventFile
 
 
 class MetricSums:
@@ -47,19 +48,29 @@ class RunLog:
     """`metrics.jsonl` and TensorBoard files of a run; on ranks other than 0 every call does nothing.
 
     A resumed run continues both: lines and points after `start_step` steps, written by a run that was killed after its
-    last checkpoint, are dropped, for the resumed run writes them again.
+    last checkpoint, are dropped, for the resumed run writes them again. Once it is open, a full disk or a read-only
+    folder costs no run: see `AppendFile`.
+
+    Raises:
+        ConfigError: the files cannot be opened, or the lines of an earlier start cannot be read.
     """
 
     def __init__(self, folder: Path, start_step: int) -> None:
         self._is_writer = distributed.rank() == 0
         if not self._is_writer:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
-        if self._path.exists():
-            _keep_lines_before(self._path, start_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        path = folder / "metrics.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                _keep_lines_before(path, start_step)
+            self._lines = AppendFile(path)
+            self._board = EventFile(folder / "tensorboard", purge_step=start_step + 1 if start_step else None)
+        except OSError as error:
+            raise ConfigError(
+                f"run.folder: cannot write {error.filename or folder}: {error.strerror}; free some space, make the "
+                "folder writable, or choose another"
+            ) from error
 
     def __enter__(self) -> RunLog:
         return self
@@ -69,20 +80,23 @@ class RunLog:
     ) -> None:
         self.close()
 
+    @property
+    def num_failures(self) -> int:
+        """How often a write to one of the files has failed."""
+        return self._lines.num_failures + self._board.file.num_failures if self._is_writer else 0
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record `values` as those reached after `step` steps."""
         if not self._is_writer:
             return
         line: dict[str, Any] = {"step": step, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._lines.append((json.dumps(line) + "\n").encode())
+        self._board.add(step, values)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Write what is still waiting and close both."""
         if self._is_writer:
-            self._file.close()
+            self._lines.close()
             self._board.close()
 
 
@@ -100,7 +114,7 @@ def read_metrics(path: Path, name: str) -> tuple[list[int], list[float]]:
 def _keep_lines_before(path: Path, start_step: int) -> None:
     """Keep the lines of steps up to `start_step`; a line cut short by a kill is dropped too."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= start_step:
                 kept.append(line + "\n")

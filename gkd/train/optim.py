@@ -1,11 +1,89 @@
-"""The optimiser and the gradient clipping."""
+"""The optimiser, its parameter groups, and the gradient clipping."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from gkd.core.errors import ConfigError
+from gkd.train.batch_norm import freeze_batch_norm as freeze_batch_norm
+
+MAX_NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """How the parameters whose names match a pattern are trained.
+
+    Args:
+        match: a pattern over the objective's parameter names, where `*` stands for any text, dots included, `?` for one
+            character and `[03]` for one of several; such as `backbone.layers.0.*` or `head.*`.
+        lr_factor: their learning rate as a multiple of the schedule's.
+        frozen: they keep their values; batch norms among them keep their statistics too.
+
+    Raises:
+        ConfigError: an empty pattern, a factor that is not above 0, or one on what is frozen.
+    """
+
+    match: str
+    lr_factor: float = 1.0
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.match:
+            raise ConfigError("optim.groups: match is empty; give a pattern of parameter names, such as backbone.*")
+        if not (math.isfinite(self.lr_factor) and self.lr_factor > 0):
+            raise ConfigError(
+                f"optim.groups: lr_factor of {self.match!r} must be above 0, got {self.lr_factor}; "
+                "to keep parameters as they are, set frozen: true"
+            )
+        if self.frozen and self.lr_factor != 1.0:
+            raise ConfigError(
+                f"optim.groups: {self.match!r} is frozen, so its lr_factor {self.lr_factor} has no effect; remove one"
+            )
+
+
+def param_groups(
+    objective: nn.Module,
+    groups: Sequence[GroupRule] = (),
+    *,
+    weight_decay: float = 5e-4,
+    decay_norm_and_bias: bool = False,
+) -> list[dict[str, Any]]:
+    """The trained parameters of `objective` as an optimiser's groups, one for each learning-rate factor and decay.
+
+    Of several rules that match a name the first counts. What a rule freezes stops requiring gradients here, so this
+    comes before DDP; `batch_norm.keep_frozen` belongs to it. Unless `decay_norm_and_bias`, weight decay spares every
+    vector: the scales and shifts of norms, biases and the slopes of PReLU, which all have one dimension.
+
+    Raises:
+        ConfigError: a rule that no parameter is left for, or nothing left to train.
+    """
+    named = dict(objective.named_parameters())
+    rules = _rule_of_each(list(named), groups)
+    for name, parameter in named.items():
+        if rules[name].frozen:
+            parameter.requires_grad_(False)
+    trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    if not trained:
+        raise ConfigError("optim.groups: every parameter is frozen, so there is nothing to train")
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for is_vector in (False, True):
+        for name, parameter in trained.items():
+            if (parameter.ndim <= 1) == is_vector:
+                decay = 0.0 if is_vector and not decay_norm_and_bias else weight_decay
+                members.setdefault((rules[name].lr_factor, decay), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_factor": factor}
+        for (factor, decay), parameters in members.items()
+    ]
 
 
 def build_sgd(
@@ -16,25 +94,23 @@ def build_sgd(
     nesterov: bool = True,
     weight_decay: float = 5e-4,
     decay_norm_and_bias: bool = False,
+    groups: Sequence[GroupRule] = (),
 ) -> torch.optim.SGD:
-    """SGD over the trainable parameters of `module`.
+    """SGD over the trained parameters of `module`, grouped as `param_groups` says.
 
-    Unless `decay_norm_and_bias`, weight decay spares every vector: the scales and shifts of norms, biases and the
-    slopes of PReLU, which all have one dimension.
+    Raises:
+        ConfigError: as `param_groups`.
     """
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decayed = [p for p in trainable if p.ndim > 1 or decay_norm_and_bias]
-    spared = [p for p in trainable if p.ndim <= 1 and not decay_norm_and_bias]
-    groups = [{"params": decayed, "weight_decay": weight_decay}]
-    if spared:
-        groups.append({"params": spared, "weight_decay": 0.0})
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
+    parameters = param_groups(module, groups, weight_decay=weight_decay, decay_norm_and_bias=decay_norm_and_bias)
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
+    set_lr(optimizer, lr)
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the rate `lr`."""
+    """Give every parameter group the rate `lr` times its `lr_factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
@@ -47,8 +123,34 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     return norm
 
 
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Put every batch norm of `module` in eval mode; called after each `train()`, which would undo it."""
-    for child in module.modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child.eval()
+def _rule_of_each(names: Sequence[str], groups: Sequence[GroupRule]) -> dict[str, GroupRule]:
+    """The first rule that matches each name; where none does, one that changes nothing."""
+    found: dict[str, GroupRule] = {}
+    for rule in groups:
+        matched = [name for name in names if fnmatchcase(name, rule.match)]
+        if not matched:
+            raise ConfigError(f"optim.groups: {rule.match!r} matches no parameter; {_nearest(names, rule.match)}")
+        taken = [name for name in matched if name not in found]
+        if not taken:
+            earlier = sorted({found[name].match for name in matched})
+            raise ConfigError(
+                f"optim.groups: all that {rule.match!r} matches is matched by {', '.join(map(repr, earlier))} before "
+                "it, and the first match counts; put the narrower pattern first"
+            )
+        found |= dict.fromkeys(taken, rule)
+    rest = GroupRule("*")
+    return {name: found.get(name, rest) for name in names}
+
+
+def _nearest(names: Sequence[str], pattern: str) -> str:
+    """What was perhaps meant: similar names and prefixes, or what follows the part of the pattern that fits."""
+    prefixes = {f"{name[:end]}.*" for name in names for end, letter in enumerate(name) if letter == "."}
+    near = get_close_matches(pattern, [*sorted(prefixes), *names], n=3)
+    if near:
+        return f"near it are {', '.join(near)}"
+    parts = pattern.split(".")
+    fitting = [".".join(parts[:count]) for count in range(len(parts)) if f"{'.'.join(parts[:count])}.*" in prefixes]
+    start = f"{fitting[-1]}." if fitting else ""
+    inside = dict.fromkeys(name[len(start) :].partition(".")[0] for name in names if name.startswith(start))
+    listed = ", ".join(f"{start}{part}" for part in list(inside)[:MAX_NAMES_SHOWN])
+    return f"names begin with {listed}{' …' if len(inside) > MAX_NAMES_SHOWN else ''}"

@@ -5,6 +5,7 @@
 <folder>/metrics.jsonl     every logged figure
 <folder>/tensorboard/      the same for TensorBoard
 <folder>/checkpoints/      one folder a step
+<folder>/nonfinite/        the batches of steps whose loss or gradient was not finite, for tools/replay.py
 <folder>/weights/          student.pt (the trained backbone) and head.pt (its class weights)
 """
 
@@ -23,10 +24,12 @@ from typing import Any
 
 from gkd.core import distributed
 from gkd.core.errors import CheckpointError, ConfigError
-from gkd.core.files import atomic_write, locked_folder
+from gkd.core.files import atomic_write, locked_folder, read_bounded
 from gkd.train.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
+
+_MAX_RUN_BYTES = 64 << 20
 
 # Settings that may differ when a run goes on: they change where, how often or how fast, not what is computed.
 FREE_TO_CHANGE = (
@@ -37,6 +40,9 @@ FREE_TO_CHANGE = (
     "train.log_every",
     "train.save_every",
     "train.keep_last",
+    "train.keep_every",
+    "train.max_skipped",
+    "start.weights",
     "train.resume",
     "train.timeout_minutes",
     "evaluation",
@@ -135,24 +141,44 @@ def require_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any
 
 
 def record_start(folder: Path, config_yaml: str, command: Sequence[str], environment: Mapping[str, Any]) -> None:
-    """Write `config.yaml` and add this start to `run.json`; rank 0 only."""
+    """Write `config.yaml` and add this start to `run.json`; rank 0 only.
+
+    Raises:
+        ConfigError: the folder cannot be written, or its `run.json` is not one of ours.
+    """
     if distributed.rank() != 0:
         return
-    with atomic_write(folder / "config.yaml") as temporary:
-        temporary.write_text(config_yaml, encoding="utf-8")
-    path = folder / "run.json"
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    starts.append(
-        {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": list(command),
-            "git_commit": git_commit(),
-            "python": sys.version.split()[0],
-            **environment,
-        }
-    )
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(starts, indent=2) + "\n", encoding="utf-8")
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": list(command),
+        "git_commit": git_commit(),
+        "python": sys.version.split()[0],
+        **environment,
+    }
+    try:
+        starts = [*_earlier_starts(folder / "run.json"), start]
+        with atomic_write(folder / "config.yaml") as temporary:
+            temporary.write_text(config_yaml, encoding="utf-8")
+        with atomic_write(folder / "run.json") as temporary:
+            temporary.write_text(json.dumps(starts, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"run.folder: cannot write in {folder}: {error.strerror or error}; free some space, make the folder "
+            "writable, or choose another"
+        ) from error
+
+
+def _earlier_starts(path: Path) -> list[Any]:
+    """The starts that `run.json` holds already."""
+    if not path.exists():
+        return []
+    try:
+        starts = json.loads(read_bounded(path, _MAX_RUN_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is damaged ({error}); move it away, and the run goes on without it") from error
+    if not isinstance(starts, list):
+        raise ConfigError(f"{path}: is not a list of this run's starts; move it away, and the run goes on without it")
+    return starts
 
 
 def git_commit() -> str | None:

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gkd.core import distributed
-from gkd.core.errors import GkdError
 from gkd.core.types import Batch, Losses
 from gkd.data.augment import Augment
 from gkd.data.loader import RawBatch
+from gkd.train.batch_norm import averaged, freeze_batch_norm, keep_frozen, statistics
+from gkd.train.ema import Ema
 from gkd.train.metrics import MetricSums, RunLog
-from gkd.train.optim import clip_gradients, freeze_batch_norm, set_lr
+from gkd.train.nonfinite import NonFiniteGuard
+from gkd.train.optim import clip_gradients, set_lr
+from gkd.train.rank_watch import RankWatch
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +64,10 @@ class _Clock:
 class Trainer:
     """Runs an objective over a loader.
 
-    `evaluate()` gives figures to log and a score to keep checkpoints by; `save(step, score)` keeps the state. Both
-    are collective. The learning rate is `schedule(step)`.
+    `evaluate()` gives figures to log and a score to keep checkpoints by; it is called with the means of the ranks'
+    batch-norm statistics and, with `ema`, the averaged weights in place. `save(step, score)` keeps the state. Both are
+    collective. The learning rate is `schedule(step)`. `guard` decides what becomes of a step whose loss or gradient is
+    not finite, and `watch` is told where this rank is.
     """
 
     def __init__(
@@ -78,6 +83,9 @@ class Trainer:
         evaluate: Callable[[], tuple[dict[str, float], float | None]],
         save: Callable[[int, float | None], None],
         stop: Stop,
+        guard: NonFiniteGuard,
+        watch: RankWatch,
+        ema: Ema | None = None,
     ) -> None:
         self.objective = objective
         self.optimizer = optimizer
@@ -89,6 +97,9 @@ class Trainer:
         self.evaluate = evaluate
         self.save = save
         self.stop = stop
+        self.guard = guard
+        self.watch = watch
+        self.ema = ema
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.model = _wrap(objective, device)
         self.sums = MetricSums()
@@ -103,6 +114,7 @@ class Trainer:
         self._train_mode()
         self.clock = _Clock()
         for step in range(start_step, settings.total_steps):
+            self.watch.step, self.watch.doing = step, "training"
             set_lr(self.optimizer, self.schedule(step))
             self._step(step, batches)
             done = step + 1
@@ -120,22 +132,33 @@ class Trainer:
                 return done
         return settings.total_steps
 
-    def _step(self, step: int, batches: Iterator[RawBatch]) -> None:
+    def _step(self, step: int, incoming: Iterator[RawBatch]) -> None:
         """One optimiser step over all micro-batches; nothing is updated where a loss or gradient is not finite."""
         objective: Any = self.objective  # any module that maps a Batch to Losses and has a `step`
         objective.step = step
         self.optimizer.zero_grad(set_to_none=True)
+        self.guard.keep(objective.buffers())
+        batches: list[Batch] = []
         seen: list[Losses] = []
         for index in range(self.settings.micro_batches):
-            batch = self._next_batch(batches)
+            batches.append(self._next_batch(incoming))
             with self._no_sync_before(index):
-                seen.append(self._forward_backward(batch))
+                seen.append(self._forward_backward(batches[-1]))
         norm = clip_gradients(self.parameters, self.settings.clip_norm)
-        self._require_finite(step, norm, seen)
-        self.optimizer.step()
-        self.sums.add({"optim/gradient_norm": norm}, 1)
+        if self.guard.check(step, norm, seen, batches):
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(step)
+            self._count(norm, seen, batches)
         self.clock.num_images += self.settings.batch_size
         self.clock.num_steps += 1
+
+    def _count(self, norm: Tensor, seen: list[Losses], batches: list[Batch]) -> None:
+        """Add the figures of a step to those that are logged next."""
+        self.sums.add({"optim/gradient_norm": norm}, 1)
+        for losses, batch in zip(seen, batches, strict=True):
+            named = {f"loss/{name}": part for name, part in losses.parts.items()} | {"loss/total": losses.total}
+            self.sums.add(named | {f"stats/{name}": value for name, value in losses.stats.items()}, len(batch))
 
     def _next_batch(self, batches: Iterator[RawBatch]) -> Batch:
         started = time.perf_counter()
@@ -156,9 +179,6 @@ class Trainer:
             losses: Losses = self.model(batch)
         share = len(batch) * distributed.world_size() / settings.batch_size
         torch.autograd.backward(losses.total * share)
-        named = {f"loss/{name}": part for name, part in losses.parts.items()} | {"loss/total": losses.total}
-        named |= {f"stats/{name}": value for name, value in losses.stats.items()}
-        self.sums.add(named, len(batch))
         return losses
 
     def _no_sync_before(self, index: int) -> AbstractContextManager[None]:
@@ -167,21 +187,11 @@ class Trainer:
             return self.model.no_sync()
         return nullcontext()
 
-    def _require_finite(self, step: int, norm: Tensor, seen: list[Losses]) -> None:
-        """Raise before the update if anything is not finite. The gradients are equal on all ranks, so all agree."""
-        if bool(torch.isfinite(norm)):
-            return
-        bad = sorted({name for losses in seen for name, part in losses.parts.items() if not bool(torch.isfinite(part))})
-        what = f"the loss {', '.join(bad)} is" if bad else "the gradient is (all losses of this rank are finite)"
-        raise GkdError(
-            f"step {step}: {what} not finite; nothing was updated, and the last checkpoint is good. Lower optim.lr, "
-            "set optim.clip_norm, or use train.precision=fp32, then run the same command to continue"
-        )
-
     def _log(self, done: int) -> None:
         clock, settings = self.clock, self.settings
         elapsed = max(time.perf_counter() - clock.started, 1e-9)
         values = self.sums.reduce()
+        values.setdefault("loss/total", float("nan"))  # every step since the last line was skipped
         values |= {
             "optim/lr": self.schedule(done - 1),
             "epoch": done / settings.steps_per_epoch,
@@ -189,6 +199,7 @@ class Trainer:
             "time/data_share": clock.data_seconds / elapsed,
             "time/images_per_second": clock.num_images / elapsed,
             "data/num_replaced": float(self.num_replaced),
+            "fault/num_skipped": float(self.guard.num_skipped),
         }
         self._warn_of_empty_secondary(values)
         self.run_log.write(done, values)
@@ -221,14 +232,19 @@ class Trainer:
                 logger.info("step %d  evaluation  %s", done, "  ".join(accuracies))
             return score
 
-        synchronise_buffers(self.objective)
-        score = self._untimed(evaluate)
+        self.watch.doing = "evaluating"
+        with averaged(*self._statistics()), nullcontext() if self.ema is None else self.ema.applied():
+            score = self._untimed(evaluate)
         self._train_mode()
         return score
 
     def _save(self, done: int, score: float | None) -> None:
-        synchronise_buffers(self.objective)
+        self.watch.doing = "saving"
         self._untimed(lambda: self.save(done, score))
+
+    def _statistics(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What differs from rank to rank."""
+        return statistics(self.objective), {} if self.ema is None else self.ema.statistics()
 
     def _untimed(self, function: Callable[[], Result]) -> Result:
         """Call `function` and keep its time out of the step's figures."""
@@ -241,19 +257,16 @@ class Trainer:
         self.model.train()
         if self.settings.freeze_batch_norm:
             freeze_batch_norm(self.objective)
+        keep_frozen(self.objective)
 
 
 def prepare_batch(raw: RawBatch, augment: Augment) -> Batch:
     """The batch as a network sees it: its (N, H, W, 3) images, on their device, as (N, 3, H, W) and changed."""
-    images, is_flipped = augment(raw.images.permute(0, 3, 1, 2), raw.sample_ids, raw.epoch)
+    given = raw.images.permute(0, 3, 1, 2)
+    images, is_flipped = augment(given, raw.sample_ids, raw.epoch)
+    if images is given and given.device.type == "cpu":
+        images = given.clone()  # the loader's own memory, which the next micro-batch may overwrite
     return Batch(images, raw.labels, raw.sample_ids, is_flipped)
-
-
-def synchronise_buffers(module: nn.Module) -> None:
-    """Give every rank rank 0's buffers, as DDP does before each forward pass, so that all evaluate the same network."""
-    if distributed.world_size() > 1:
-        for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, src=0)
 
 
 def progress_line(done: int, settings: LoopSettings, values: dict[str, float]) -> str:
@@ -280,7 +293,10 @@ def format_seconds(seconds: float) -> str:
 def _wrap(objective: nn.Module, device: torch.device) -> nn.Module:
     if distributed.world_size() == 1:
         return objective
-    return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
+    # Each rank keeps its own batch-norm statistics; see `batch_norm`.
+    return DistributedDataParallel(
+        objective, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+    )
 
 
 def _is_due(done: int, every: int | None) -> bool:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from gkd.core.errors import CheckpointError, DataError
-from gkd.core.files import atomic_write, read_bounded, restricted_load_torch, restricted_unpickle
+from gkd.core.errors import CheckpointError, DataError, GkdError
+from gkd.core.files import atomic_write, locked_folder, read_bounded, restricted_load_torch, restricted_unpickle
+from tests.conftest import ROOT
 
 
 class _Runs:
@@ -174,3 +178,37 @@ def test_restricted_load_torch_missing(tmp_path: Path) -> None:
         restricted_load_torch(tmp_path / "none.pt")
     with pytest.raises(CheckpointError, match="is a folder"):
         restricted_load_torch(tmp_path)
+
+
+LOCKING = """
+import os, signal, sys, time
+from pathlib import Path
+from gkd.core.files import locked_folder
+
+with locked_folder(Path(sys.argv[1]), "run.folder", "another run is writing"):
+    if os.fork() == 0:
+        os.write(1, f"{os.getpid()}\\n".encode())
+        time.sleep(60)
+        os._exit(0)
+    signal.pause()
+"""
+
+
+def test_a_fork_does_not_hold_its_parents_lock(tmp_path: Path) -> None:
+    """A loading process that outlives its killed rank must not keep the next run out."""
+    with subprocess.Popen([sys.executable, "-c", LOCKING, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        fork = int(process.stdout.readline())
+        try:
+            with (
+                pytest.raises(GkdError, match="another run is writing"),
+                locked_folder(tmp_path, "x", "another run is writing"),
+            ):
+                pass
+            process.kill()
+            process.wait(10)
+            with locked_folder(tmp_path, "run.folder", "another run is writing"):
+                os.kill(fork, 0)  # it lives
+        finally:
+            process.kill()
+            os.kill(fork, signal.SIGKILL)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gkd.core.errors import CheckpointError
-from gkd.models import load_head, load_student, save_head
+from gkd.models import load_head, load_student, safetensors_file, save_head
 
 META = {"margin": "arcface", "scale": 64.0, "data": "ab12", "identity_names": ["a", "b", "c"], "num_classes": 3}
 
@@ -68,6 +71,55 @@ def test_damaged_files(change: dict[str, Any], message: str, tmp_path: Path) -> 
     torch.save({**content, **change}, tmp_path / "head.pt")
     with pytest.raises(CheckpointError, match=message):
         load_head(tmp_path / "head.pt")
+
+
+def test_the_safetensors_file_beside_it_holds_the_same(tmp_path: Path) -> None:
+    save_head(tmp_path / "head.pt", weights(), META)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["head.pt", "head.safetensors"]
+    with safe_open(tmp_path / "head.safetensors", framework="pt") as file:
+        assert list(file.keys()) == ["class_weights"]
+        assert torch.equal(file.get_tensor("class_weights"), weights())
+        assert file.metadata()["format"] == "gkd.head"
+        assert json.loads(file.metadata()["meta"]) == META
+    loaded, meta = load_head(tmp_path / "head.safetensors")
+    assert torch.equal(loaded, weights())
+    assert meta == META
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({"class_weights": torch.ones(2, 2)}, {}, r"is not a gkd\.head file"),
+        ({"class_weights": torch.ones(2, 2)}, {"format": "gkd.student"}, r"not a gkd\.head file but a gkd\.student"),
+        ({"class_weights": torch.ones(2, 2)}, {"format": "gkd.head", "format_version": "1"}, "unknown: meta"),
+        (
+            {"class_weights": torch.ones(2, 2)},
+            {"format": "gkd.head", "format_version": "1", "meta": "{"},
+            "its metadata `meta` is not valid JSON",
+        ),
+        (
+            {"class_weights": torch.ones(2, 2)},
+            {"format": "gkd.head", "format_version": "1", "meta": '{"num_classes": 3}'},
+            "num_classes is 3 but the weights have 2 rows",
+        ),
+        ({"format": torch.ones(1)}, {"format": "gkd.head", "format_version": "1"}, r"is not a gkd\.head file"),
+    ],
+)
+def test_damaged_safetensors(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    save_file(tensors, tmp_path / "head.safetensors", metadata=metadata)
+    with pytest.raises(CheckpointError, match=message):
+        load_head(tmp_path / "head.safetensors")
+
+
+def test_names_that_are_too_long_for_the_safetensors_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safetensors_file, "MAX_METADATA_BYTES", 100)
+    with pytest.raises(CheckpointError, match=r"head\.safetensors: the values .* more than the 100 that"):
+        save_head(tmp_path / "head.pt", weights(), META)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_head_is_not_a_student(tmp_path: Path) -> None:

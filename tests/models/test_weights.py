@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -10,10 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gkd.core.errors import CheckpointError, ConfigError
-from gkd.models import Backbone, InputSpec, create_backbone, load_student, load_weights, save_student
+from gkd.models import (
+    Backbone,
+    InputSpec,
+    contents,
+    create_backbone,
+    load_student,
+    load_weights,
+    safetensors_file,
+    save_student,
+)
 
 SPEC = InputSpec(color="bgr", mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
 EXTRA = {"accuracy": 0.5, "step": 7, "data": "abc", "sets": ["lfw", None], "nested": {"is_best": True}}
@@ -68,7 +81,8 @@ def test_a_loaded_student_can_be_trained_and_saved_again(saved: Path, tmp_path: 
     frozen = [name for name, parameter in loaded.named_parameters() if not parameter.requires_grad]
     assert frozen == ["features.weight"]
     save_student(tmp_path / "again.pt", loaded, spec, extra)
-    assert (tmp_path / "again.pt").read_bytes() == saved.read_bytes()
+    for suffix in (".pt", ".safetensors"):
+        assert (tmp_path / "again").with_suffix(suffix).read_bytes() == saved.with_suffix(suffix).read_bytes()
 
 
 def test_student_of_a_timm_network_round_trips(tmp_path: Path) -> None:
@@ -108,7 +122,7 @@ def test_a_failed_save_keeps_the_old_file(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"fc\.bias has 1 values that are NaN or infinite"):
         save_student(saved, broken, SPEC)
     assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
+    assert sorted(saved.parent.iterdir()) == [saved, saved.with_suffix(".safetensors")]
 
 
 def test_saving_a_network_of_unknown_settings_is_refused(tmp_path: Path) -> None:
@@ -326,3 +340,146 @@ def test_a_training_checkpoint_is_not_a_state_dict(tmp_path: Path) -> None:
     path = write(tmp_path / "w.pt", {"epoch": 3, "state_dict": dict(tiny().state_dict())})
     with pytest.raises(CheckpointError, match="'epoch' is not a tensor but int; pass a file that holds the state dict"):
         load_weights(tiny(), path)
+
+
+def test_the_safetensors_file_beside_it_holds_the_same(saved: Path) -> None:
+    backbone, beside = tiny(), saved.with_suffix(".safetensors")
+    with safe_open(beside, framework="pt") as file:
+        metadata = file.metadata()
+        assert same({name: file.get_tensor(name) for name in file.keys()}, backbone.state_dict())  # noqa: SIM118
+    assert (metadata["format"], metadata["format_version"]) == ("gkd.student", "1")
+    assert json.loads(metadata["architecture"]) == backbone.architecture
+    assert json.loads(metadata["architecture"])["name"] == "iresnet"
+    assert json.loads(metadata["input"]) == torch.load(saved, weights_only=True)["input"]
+    assert json.loads(metadata["extra"]) == EXTRA
+    assert beside.stat().st_mode == saved.stat().st_mode
+    loaded, spec, extra = load_student(beside)
+    assert same(loaded.state_dict(), backbone.state_dict())
+    assert (loaded.architecture, spec, extra) == (backbone.architecture, SPEC, EXTRA)
+    target = tiny(seed=1)
+    report = load_weights(target, beside)
+    assert same(target.state_dict(), backbone.state_dict())
+    assert (report.path, report.input_spec, report.num_tensors) == (beside, SPEC, 115)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_plain_safetensors_file(name: str, metadata: dict[str, str] | None, prefix: str, tmp_path: Path) -> None:
+    source, target = tiny(name), tiny(name, seed=1)
+    state = {prefix + key: tensor.contiguous() for key, tensor in source.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors", metadata=metadata)
+    report = load_weights(target, tmp_path / "w.safetensors")
+    assert same(target.state_dict(), source.state_dict())
+    assert (report.stripped_prefix, report.input_spec) == (prefix, None)
+    with pytest.raises(CheckpointError, match=r"w\.safetensors is not a gkd\.student file"):
+        load_student(tmp_path / "w.safetensors")
+
+
+HEADER = b'{"a":{"dtype":"F32","shape":[1000000],"data_offsets":[0,4]}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not weights\n",
+        b"<!DOCTYPE html><html></html>",
+        b"\xff" * 64,
+        len(HEADER).to_bytes(8, "little") + HEADER + b"0000",
+        (1 << 40).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{}" + b"more",
+        pickle.dumps({"a": 1}),
+    ],
+)
+def test_files_that_are_no_safetensors(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    for load in (load_student, lambda path: load_weights(tiny(), path)):
+        with pytest.raises(CheckpointError, match=r"w\.safetensors: damaged, truncated or not a \.safetensors file"):
+            load(path)
+
+
+def test_missing_truncated_and_folder_safetensors(saved: Path, tmp_path: Path) -> None:
+    path = saved.with_suffix(".safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="damaged, truncated"):
+        load_student(path)
+    (tmp_path / "folder.safetensors").mkdir()
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for name, reason in (("none", "no such file"), ("folder", "not a regular file"), ("pipe", "not a regular file")):
+        with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: .*{reason}"):
+            load_weights(tiny(), tmp_path / f"{name}.safetensors")
+    with (tmp_path / "huge.safetensors").open("wb") as file:
+        file.truncate(17 << 30)
+    with pytest.raises(CheckpointError, match=r"bytes is more than the .* allowed for weights"):
+        load_student(tmp_path / "huge.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": '{"name": "onnx:/etc/passwd"}'}, "architecture names another file"),
+        ({"architecture": '{"name": "iresnet", "layers": [1, 1, 1, 2], "input_size": [32, 16]}'}, "which does not fit"),
+        ({"architecture": "[" * 100_000}, "its metadata `architecture` is not valid JSON"),
+        ({"extra": '{"a": NaN}'}, r"extra\.a must be finite"),
+        ({"format_version": "2"}, "version 2, this gkd reads version 1"),
+        ({"more": "1"}, "fields missing or unknown: more"),
+        ({"input": "{}"}, "input must hold color"),
+    ],
+)
+def test_hostile_metadata_of_a_safetensors_file(change: dict[str, str], message: str, saved: Path) -> None:
+    path = saved.with_suffix(".safetensors")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(tensors, path, metadata={**metadata, **change})
+    with pytest.raises(CheckpointError, match=message):
+        load_student(path)
+
+
+@pytest.mark.parametrize("failing", [".pt", ".safetensors"])
+def test_a_full_disk_leaves_both_old_files(saved: Path, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Path.open
+
+    def full_disk(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.suffix == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, *arguments, **options)
+
+    beside = saved.with_suffix(".safetensors")
+    before = saved.read_bytes(), beside.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full_disk)
+        with pytest.raises(CheckpointError, match=r"student\.pt: cannot be written: .*No space left.*has space"):
+            save_student(saved, tiny(seed=1), SPEC)
+    assert (saved.read_bytes(), beside.read_bytes()) == before
+    assert sorted(saved.parent.iterdir()) == [saved, beside]
+
+
+def test_every_type_and_shape_is_read_back_by_the_library(tmp_path: Path) -> None:
+    base = torch.tensor([[0.0, 1.0, -2.5], [3.0, 4.0, 5.0]])
+    tensors = {f"{dtype}": base.to(dtype) for dtype in contents.DTYPES}
+    tensors |= {"scalar": torch.tensor(7), "empty": torch.empty(0, 5), 'é\n"': torch.ones(1, dtype=torch.bool)}
+    safetensors_file.write_both(tmp_path / "w.pt", {"format": "x", "a": ["é", 1]}, tensors, {})
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+        assert same({name: file.get_tensor(name) for name in file.keys()}, tensors)  # noqa: SIM118
+        assert json.loads(file.metadata()["a"]) == ["é", 1]
+    header_bytes = int.from_bytes((tmp_path / "w.safetensors").read_bytes()[:8], "little")
+    assert header_bytes % 8 == 0
+
+
+def test_the_safetensors_file_is_not_written_alone(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"give the name of the \.pt file"):
+        save_student(tmp_path / "student.safetensors", tiny(), SPEC)
+
+
+def test_a_copy_of_the_state_is_written_in_place_of_the_live_one(tmp_path: Path) -> None:
+    backbone, other = tiny(), tiny(seed=1)
+    save_student(tmp_path / "student.pt", backbone, SPEC, state=other.state_dict())
+    assert same(load_student(tmp_path / "student.pt")[0].state_dict(), other.state_dict())
+    assert same(backbone.state_dict(), tiny().state_dict())
+    state = dict(other.state_dict())
+    state.pop("fc.bias")
+    with pytest.raises(CheckpointError, match=r"missing 1 tensors: fc\.\* 1"):
+        save_student(tmp_path / "student.pt", backbone, SPEC, state=state)

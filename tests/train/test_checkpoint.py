@@ -134,6 +134,32 @@ def test_the_best_is_kept_and_a_tie_goes_to_the_newer(tmp_path: Path) -> None:
     assert checkpoints.best() == tmp_path / "step_00000005"
 
 
+def test_every_nth_step_is_kept_for_good(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=1, keep_every=10)
+    for step, score, kept in (
+        (0, None, [0]),
+        (5, 0.9, [0, 5]),
+        (10, 0.1, [0, 5, 10]),
+        (15, 0.2, [0, 5, 10, 15]),
+        (20, 0.95, [0, 10, 20]),
+        (25, None, [0, 10, 20, 25]),
+        (100, None, [0, 10, 20, 100]),
+        (101, None, [0, 10, 20, 100, 101]),
+    ):
+        checkpoints.save(step, {"a": torch.ones(1)}, {}, score=score)
+        assert steps_in(tmp_path) == kept
+    for bad in (0, -5):
+        with pytest.raises(ConfigError, match=f"keep_every must be 1 or more, or none, got {bad}"):
+            Checkpoints(tmp_path, keep_every=bad)
+
+
+def test_one_of_an_earlier_keep_every_goes_once_the_rule_is_gone(tmp_path: Path) -> None:
+    for step in (10, 20, 25):
+        Checkpoints(tmp_path, keep_last=1, keep_every=10).save(step, {"a": torch.ones(1)}, {})
+    Checkpoints(tmp_path, keep_last=1, keep_every=20).save(26, {"a": torch.ones(1)}, {})
+    assert steps_in(tmp_path) == [20, 26]
+
+
 def test_the_one_just_saved_is_kept_though_later_steps_exist(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=2)
     for step in (20, 30, 15):

@@ -93,3 +93,51 @@ def test_two_ranks_save_and_one_loads(tmp_path: Path) -> None:
     (latest / "__1_0.distcp").unlink()
     with pytest.raises(CheckpointError, match=r"__1_0.distcp is missing"):
         checkpoints.load(latest, found)
+
+
+UNEVEN = torch.arange(28.0).reshape(7, 4)
+MOVES = [1, 2, 3, 2]
+
+
+def sharded(whole: Tensor, num_ranks: int) -> Tensor:
+    return distribute_tensor(whole, init_device_mesh("cpu", (num_ranks,)), [Shard(0)])
+
+
+def move(rank: int, folder: str) -> None:
+    """Save and load the same run with each number of ranks in turn; the processes beyond it sit out."""
+    torch.set_num_threads(1)
+    checkpoints = Checkpoints(Path(folder) / "run")
+    for turn, num_ranks in enumerate(MOVES):
+        if rank >= num_ranks:
+            continue
+        store = dist.FileStore(f"{folder}/store{turn}", num_ranks)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=60))
+        if turn > 0:
+            load_shards(rank, checkpoints, num_ranks, saved_by=MOVES[turn - 1])
+        tensors = {"centres": sharded(UNEVEN, num_ranks), "one": sharded(UNEVEN[:1], num_ranks), "bias": torch.ones(3)}
+        checkpoints.save(turn, tensors, {"num_ranks": num_ranks})
+        dist.destroy_process_group()
+    end_process(0)
+
+
+def load_shards(rank: int, checkpoints: Checkpoints, num_ranks: int, saved_by: int) -> None:
+    latest = checkpoints.latest()
+    assert latest is not None
+    found = {
+        "centres": sharded(torch.zeros(7, 4), num_ranks),
+        "one": sharded(torch.zeros(1, 4), num_ranks),
+        "bias": torch.zeros(3),
+    }
+    assert checkpoints.load(latest, found) == {"num_ranks": saved_by}
+    rows = UNEVEN.chunk(num_ranks)[rank]
+    assert torch.equal(found["centres"].to_local(), rows)  # type: ignore[attr-defined]
+    assert torch.equal(found["one"].full_tensor(), UNEVEN[:1])  # type: ignore[attr-defined]
+    assert torch.equal(found["bias"], torch.ones(3))
+
+
+def test_shards_of_uneven_rows_move_between_numbers_of_ranks(tmp_path: Path) -> None:
+    """7 rows are 4 + 3 on two ranks and 3 + 3 + 1 on three; one row leaves ranks with none."""
+    mp.spawn(move, (str(tmp_path),), nprocs=3)
+    latest = Checkpoints(tmp_path / "run").latest()
+    assert latest is not None
+    assert latest.name == f"step_{len(MOVES) - 1:08d}"

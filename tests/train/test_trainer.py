@@ -14,7 +14,9 @@ from gkd.core.types import Losses
 from gkd.data.augment import Augment, Flip
 from gkd.data.loader import RawBatch
 from gkd.train.metrics import RunLog, read_metrics
+from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.optim import build_sgd
+from gkd.train.rank_watch import RankWatch
 from gkd.train.trainer import LoopSettings, Trainer, format_seconds, prepare_batch
 
 
@@ -49,7 +51,7 @@ class Saved(list):
         self.append((step, score))
 
 
-def trainer(folder, objective, stop=None, evaluate=lambda: ({}, None), **changes):
+def trainer(folder, objective, stop=None, evaluate=lambda: ({}, None), action="stop", **changes):
     settings = {"total_steps": 6, "steps_per_epoch": 3, "batch_size": 4, "log_every": 1, "save_every": 2, **changes}
     return Trainer(
         objective,
@@ -62,6 +64,8 @@ def trainer(folder, objective, stop=None, evaluate=lambda: ({}, None), **changes
         evaluate=evaluate,
         save=Saved(),
         stop=stop or SimpleNamespace(signal_number=0),
+        guard=NonFiniteGuard(folder, action=action),
+        watch=RankWatch(),
     )
 
 

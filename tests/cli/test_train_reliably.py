@@ -1,0 +1,125 @@
+"""`tools/train.py` with averaged weights, fine-tuning, frozen parts, and steps that are not finite."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from gkd.cli.replay import main as replay
+from gkd.cli.train import main
+from gkd.models import load_head
+from gkd.train.metrics import read_metrics
+from tests.cli.test_train import refused
+from tests.train.tiny_run import config, write_data
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data")
+    write_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """A finished run of two epochs."""
+    assert main([str(config(folder)), f"run.folder={folder / 'trained'}"]) == 0
+    return folder / "trained"
+
+
+def student(run: Path) -> State:
+    loaded: State = torch.load(run / "weights" / "student.pt", weights_only=True)["state_dict"]
+    return loaded
+
+
+def different(one: State, other: State) -> list[str]:
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def test_the_average_is_exported_and_a_resumed_run_has_the_same(folder: Path, trained: Path, tmp_path: Path) -> None:
+    settings = ["train.ema_decay=0.9", "train.save_every=5", "train.keep_last=9"]
+    run = tmp_path / "whole"
+    assert main([str(config(folder)), *settings, f"run.folder={run}"]) == 0
+    assert different(student(run), student(trained))
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run, resumed)
+    for step in (10, 12):
+        (resumed / "checkpoints" / f"step_{step:08d}" / "complete.json").unlink()
+    shutil.rmtree(resumed / "weights")
+    assert main([str(config(folder)), *settings, f"run.folder={resumed}"]) == 0
+    assert different(student(resumed), student(run)) == []
+    assert torch.equal(load_head(resumed / "weights/head.pt")[0], load_head(run / "weights/head.pt")[0])
+
+
+def test_checkpoints_of_chosen_steps_stay(folder: Path, tmp_path: Path) -> None:
+    assert main([str(config(folder, evaluation={"sets": []})), "train.save_every=2", "train.keep_every=4",
+                 "train.keep_last=1", f"run.folder={tmp_path}"]) == 0  # fmt: skip
+    assert sorted(path.name[-2:] for path in (tmp_path / "checkpoints").iterdir()) == ["04", "08", "12"]
+
+
+def test_lost_weights_of_a_finished_run_are_written_again(folder: Path, trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.rmtree(run / "weights")
+    assert main([str(config(folder)), f"run.folder={run}"]) == 0
+    assert different(student(run), student(trained)) == []
+    assert (run / "weights" / "student.safetensors").exists()
+
+
+def test_fine_tuning_starts_from_a_run_and_keeps_what_is_frozen(
+    folder: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"start.weights={trained}", "optim.groups=[{match: 'backbone.*', frozen: true}]"]
+    assert main([str(config(folder)), *settings, "train.epochs=1", f"run.folder={tmp_path / 'run'}"]) == 0
+    log = capsys.readouterr().err
+    assert "starting from other weights: backbone: " in log
+    assert "starting from other weights: head: " in log
+    assert different(student(tmp_path / "run"), student(trained)) == []
+    head, before = (load_head(run / "weights/head.pt")[0] for run in (tmp_path / "run", trained))
+    assert not torch.equal(head, before)
+
+
+def test_a_pattern_that_matches_nothing_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, config(folder), "optim.groups=[{match: 'backbon.*'}]", f"run.folder={tmp_path / 'run'}")
+    assert "optim.groups: 'backbon.*' matches no parameter; near it are backbone.*" in message
+
+
+def test_synchronised_batch_norm_needs_a_gpu(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    message = refused(capsys, config(folder), "train.sync_batch_norm=true", f"run.folder={tmp_path / 'run'}")
+    assert "train.sync_batch_norm: needs CUDA" in message
+
+
+def test_a_bad_step_is_named_kept_and_replayed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    wild = ["optim.lr=1e30", "schedule.warmup_epochs=0", "optim.clip_norm=null", "train.save_every=1"]
+    message = refused(capsys, config(folder, evaluation={"sets": []}), *wild, f"run.folder={run}")
+    assert "is not finite; nothing was updated, and the last checkpoint is good" in message
+    assert "tools/replay.py" in message
+    (dump,) = (run / "nonfinite").iterdir()
+    assert replay([str(run), str(dump)]) == 1
+    output = capsys.readouterr().out
+    assert "not finite again" in output
+    assert str(folder / "train.rec") in output
+
+
+def test_bad_steps_may_be_skipped_but_not_for_ever(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    wild = ["optim.lr=1e30", "schedule.warmup_epochs=0", "optim.clip_norm=null", "train.on_non_finite=skip"]
+    message = refused(
+        capsys, config(folder, evaluation={"sets": []}), *wild, "train.max_skipped=3", f"run.folder={run}"
+    )
+    assert "(4 such steps in a row)" in message
+    assert max(read_metrics(run / "metrics.jsonl", "fault/num_skipped")[1]) == 3.0

@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Show where a loss or gradient that is not finite arises, from the batch that a run kept; see `--help`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gkd.cli import leave
+from gkd.cli.replay import main
+
+if __name__ == "__main__":
+    leave(main())
