@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -293,10 +294,12 @@ def format_seconds(seconds: float) -> str:
 def _wrap(objective: nn.Module, device: torch.device) -> nn.Module:
     if distributed.world_size() == 1:
         return objective
-    # Each rank keeps its own batch-norm statistics; see `batch_norm`.
-    return DistributedDataParallel(
-        objective, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    with warnings.catch_warnings():
+        # The setting's successor would overwrite each rank's own batch-norm statistics once, here.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        return DistributedDataParallel(
+            objective, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+        )
 
 
 def _is_due(done: int, every: int | None) -> bool:
