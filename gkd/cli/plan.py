@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gkd import build
+from gkd.core.config import to_plain
 from gkd.core.errors import ConfigError, GkdError
 from gkd.data import PairSet, decode_image
 from gkd.inference.class_centres import origin_of
@@ -17,6 +18,10 @@ from gkd.inference.embedding_store import STORE_FILE, check_origin, store_bytes
 from gkd.models import Backbone, InputSpec
 from gkd.models.cost import count_activations, count_macs, num_parameters
 from gkd.schema import TrainRun
+from gkd.train.checkpoint import VALUES_NAME, Checkpoints
+from gkd.train.checkpoint_marker import read_json
+from gkd.train.run_folder import choose_checkpoint, require_same_run
+from gkd.train.state import check_values
 
 BYTES_PER_GIB = 2**30
 
@@ -37,6 +42,7 @@ def format_plan(config: TrainRun) -> tuple[str, bool]:
         lines += _attempt(problems, lambda: _data_lines(config, backbone, dataset)) or []
         # As far as the first one shows, the images have the size that the network takes.
         _attempt(problems, lambda: decode_image(dataset[0][0], backbone.input_size, dataset.describe(0)))
+        lines += _attempt(problems, lambda: _resume_lines(config, dataset)) or []
     else:
         lines.append(f"training data   {_data_paths(config)}: not readable, so classes and steps are unknown")
     lines += _set_lines(config, problems)
@@ -103,6 +109,25 @@ def _data_lines(config: TrainRun, backbone: Backbone, dataset: Any) -> list[str]
         f"{memory.weights / BYTES_PER_GIB:.2f}, activations {memory.activations / BYTES_PER_GIB:.2f}, logits "
         f"{memory.logits / BYTES_PER_GIB:.2f}",
     ]
+
+
+def _resume_lines(config: TrainRun, dataset: Any) -> list[str]:
+    """Where the run would go on, if there is something to go on from.
+
+    Raises:
+        CheckpointError: it is damaged, or of other data. ConfigError: of other settings.
+    """
+    resume, folder = config.train.resume, config.run.folder
+    path = choose_checkpoint(resume, Checkpoints(folder / "checkpoints"), folder)
+    if path is None:
+        return []
+    saved = read_json(path / VALUES_NAME)
+    check_values(
+        path, saved, build.build_settings(config, build.build_order(config, dataset).images_per_epoch).total_steps
+    )
+    now = {"config": to_plain(config), "fingerprint": dataset.fingerprint, "environment": {}}
+    require_same_run(path, saved, now, is_explicit=resume not in ("auto", "never"))
+    return [f"resume          from {path}, step {saved['step']}"]
 
 
 def _data_paths(config: TrainRun) -> str:

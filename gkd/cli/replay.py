@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tools/replay.py",
         description="Run a batch that gave a loss or gradient that is not finite again, and show where that begins.",
+        epilog="exit code: 0 everything was finite this time, 1 it was not, 2 refused",
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the run's folder")

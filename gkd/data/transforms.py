@@ -129,5 +129,5 @@ def _told(where: Where) -> str:
 def _wrong_size(where: Where, found: tuple[int, ...], size: tuple[int, int]) -> DataError:
     return DataError(
         f"{_told(where)}: the image is {found[0]}x{found[1]} pixels (height x width), but {size[0]}x{size[1]} is "
-        "needed; align or resize the faces first, or set the size to theirs"
+        "needed; align or resize the faces first, or set backbone.input_size to theirs"
     )

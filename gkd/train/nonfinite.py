@@ -75,6 +75,11 @@ class NonFiniteGuard:
         self._live: list[Tensor] = []
         self._kept: list[Tensor] = []
 
+    @property
+    def is_skipping(self) -> bool:
+        """Whether the last step was left out, so that the weights are perhaps no longer worth a checkpoint."""
+        return self._num_in_a_row > 0
+
     def keep(self, buffers: Iterable[Tensor]) -> None:
         """Remember `buffers` before a step's forward passes; where the step is left out, `check` puts them back.
 
@@ -149,8 +154,8 @@ class NonFiniteGuard:
         if self.action == "stop" or self._num_in_a_row > self.max_skipped:
             row = f" ({self._num_in_a_row} such steps in a row)" if self.action == "skip" else ""
             raise GkdError(
-                f"{what}{row}; nothing was updated, and the last checkpoint is good. {details} {advice}, then run the "
-                "same command to continue"
+                f"{what}{row}; nothing was updated. {details} {advice}, and go on with that from a checkpoint before "
+                "it by train.resume=PATH"
             )
         self.num_skipped += 1
         _copy_all(self._live, self._kept)

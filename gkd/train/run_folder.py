@@ -55,6 +55,9 @@ FREE_TO_CHANGE = (
     "teacher.min_train_rank1",
 )
 
+# Settings that decide which images a step sees: changed, a run would repeat or lose some.
+_FIXED = frozenset({"run.seed", "train.batch_size", "train.micro_batches"})
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -122,11 +125,13 @@ def require_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any
             f"{path}: was saved while training on other data; resume with the same data, or start a new run"
         )
     changed = _differences(saved["config"], now["config"])
-    fixed = {key for key in changed if key in ("run.seed", "train.batch_size", "train.micro_batches")}
+    fixed = {key for key in changed if key in _FIXED or key.startswith("data.sampling")}
     if changed and (fixed or not is_explicit):
         listed = "; ".join(f"{key}: {changed[key][0]!r} there, {changed[key][1]!r} now" for key in sorted(changed))
+        on_purpose = "" if fixed else f", or go on from it with the new ones by train.resume={path}"
         raise ConfigError(
-            f"{path} belongs to a run with other settings ({listed}); choose another run.folder, or restore them"
+            f"{path} belongs to a run with other settings ({listed}); choose another run.folder, restore them"
+            f"{on_purpose}"
         )
     for key, (before, after) in sorted(changed.items()):
         logger.warning("resuming with %s=%r, which was %r", key, after, before)

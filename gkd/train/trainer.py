@@ -126,7 +126,9 @@ class Trainer:
             score = None
             if is_last or _is_due(done, settings.evaluate_every):
                 score = self._evaluate(done)
-            if is_last or stop_signal or _is_due(done, settings.save_every):
+            # A checkpoint of weights that give no finite step would push out a good one.
+            is_wanted = _is_due(done, settings.save_every) and not self.guard.is_skipping
+            if is_last or stop_signal or is_wanted:
                 self._save(done, score)
             if stop_signal and not is_last:
                 logger.warning("asked to stop: saved after step %d of %d", done, settings.total_steps)

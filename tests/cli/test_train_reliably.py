@@ -104,7 +104,8 @@ def test_a_bad_step_is_named_kept_and_replayed(
     run = tmp_path / "run"
     wild = ["optim.lr=1e30", "schedule.warmup_epochs=0", "optim.clip_norm=null", "train.save_every=1"]
     message = refused(capsys, config(folder, evaluation={"sets": []}), *wild, f"run.folder={run}")
-    assert "is not finite; nothing was updated, and the last checkpoint is good" in message
+    assert "is not finite; nothing was updated" in message
+    assert "go on with that from a checkpoint before it by train.resume=PATH" in message
     assert "tools/replay.py" in message
     (dump,) = (run / "nonfinite").iterdir()
     assert replay([str(run), str(dump)]) == 1
@@ -123,3 +124,36 @@ def test_bad_steps_may_be_skipped_but_not_for_ever(
     )
     assert "(4 such steps in a row)" in message
     assert max(read_metrics(run / "metrics.jsonl", "fault/num_skipped")[1]) == 3.0
+
+
+def test_no_checkpoint_is_made_while_steps_are_skipped(folder: Path, tmp_path: Path) -> None:
+    wild = ["optim.lr=1e30", "schedule.warmup_epochs=0", "optim.clip_norm=null", "train.on_non_finite=skip"]
+    settings = [
+        *wild,
+        "train.max_skipped=3",
+        "train.save_every=1",
+        "train.keep_last=9",
+        f"run.folder={tmp_path / 'run'}",
+    ]
+    assert main([str(config(folder, evaluation={"sets": []})), *settings]) == 2
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_a_run_goes_on_with_other_settings_where_its_checkpoint_is_named(
+    folder: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    settings = [str(config(folder)), "optim.lr=0.01", "train.epochs=3", f"run.folder={run}"]
+    checkpoint = run / "checkpoints" / "step_00000012"
+    message = refused(capsys, *settings)
+    assert f"or go on from it with the new ones by train.resume={checkpoint}" in message
+    assert main([*settings, "--dry-run"]) == 2
+    assert "belongs to a run with other settings (optim.lr: 0.05 there, 0.01 now" in capsys.readouterr().out
+    assert main([*settings, f"train.resume={checkpoint}", "--dry-run"]) == 0
+    assert f"resume          from {checkpoint}, step 12" in capsys.readouterr().out
+    assert main([*settings, f"train.resume={checkpoint}"]) == 0
+    sampling = "data.sampling={name: balanced, images_per_identity: 2}"
+    message = refused(capsys, *settings, sampling, f"train.resume={checkpoint}")
+    assert "data.sampling" in message
+    assert "or go on" not in message

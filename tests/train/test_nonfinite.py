@@ -71,11 +71,12 @@ def test_only_the_norm_is_read_of_a_good_step(tmp_path):
 def test_the_run_stops_and_says_what_where_and_what_to_do(tmp_path, bad, what):
     message = message_of(NonFiniteGuard(tmp_path), step=12, **bad)
     dump = tmp_path / "nonfinite" / "step_00000012_rank0.pt"
-    assert message.startswith(f"step 12: {what}; nothing was updated, and the last checkpoint is good. ")
+    assert message.startswith(f"step 12: {what}; nothing was updated. ")
     assert ("are samples 7, 9." in message) == bool(bad)
     assert f"python tools/replay.py {tmp_path} {dump}." in message
     assert message.endswith(
-        "Lower optim.lr, set optim.clip_norm, or use train.precision=fp32, then run the same command to continue"
+        "Lower optim.lr, set optim.clip_norm, or use train.precision=fp32, and go on with that from a checkpoint "
+        "before it by train.resume=PATH"
     )
 
 
