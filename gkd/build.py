@@ -118,6 +118,12 @@ def build_pair_sets(paths: tuple[Path, ...]) -> dict[str, PairSet]:
     sets: dict[str, PairSet] = {}
     for path in paths:
         pair_set = PairSet.load(path)
+        num_same = int(pair_set.is_same.sum())
+        if not 0 < num_same < len(pair_set.is_same):
+            raise ConfigError(
+                f"evaluation.sets: {path} has {num_same} pairs of one person and {len(pair_set.is_same) - num_same} of "
+                "two; verification needs both: leave it out"
+            )
         if pair_set.name in sets:
             raise ConfigError(f"evaluation.sets: two sets are named {pair_set.name!r}; rename one of the files")
         sets[pair_set.name] = pair_set

@@ -28,7 +28,7 @@ def run_tool(function: Callable[[], int | None]) -> int:
     """
     try:
         return function() or 0
-    except GkdError as error:
+    except (GkdError, OSError) as error:  # such as a disk that is full, or a folder that cannot be written
         if os.environ.get("GKD_TRACEBACK") == "1":
             traceback.print_exc()
         rank = os.environ.get("RANK", "0")

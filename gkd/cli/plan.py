@@ -138,8 +138,8 @@ def _data_paths(config: TrainRun) -> str:
 def _set_lines(config: TrainRun, problems: list[str]) -> list[str]:
     lines = []
     for path in config.evaluation.sets:
-        pair_set = _attempt(problems, lambda path=path: PairSet.load(path))
-        if pair_set is not None:
+        loaded = _attempt(problems, lambda path=path: build.build_pair_sets((path,)))
+        for pair_set in (loaded or {}).values():
             lines.append(f"evaluation      {path}: {len(pair_set.is_same)} pairs")
     return lines
 

@@ -68,8 +68,12 @@ class BatchReader:
         self._will_need: Callable[[npt.NDArray[np.int64]], None] | None = getattr(data, "will_need", None)
 
     def __getitem__(self, parts: tuple[Part, ...]) -> tuple[Result, ...]:
-        """Fill the parts, each by itself."""
-        return tuple(self._try_to_fill(part) for part in parts)
+        """Fill the parts, each by itself; after a failure, which ends the run, no more are tried."""
+        results: list[Result] = []
+        for part in parts:
+            has_failed = bool(results) and isinstance(results[-1], Failure)
+            results.append(results[-1] if has_failed else self._try_to_fill(part))
+        return tuple(results)
 
     def _try_to_fill(self, part: Part) -> Result:
         try:

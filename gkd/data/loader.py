@@ -86,6 +86,7 @@ class TrainLoader:
         if decode == "gpu" and not self._is_decoding_on_gpu:
             _log.warning('decode="gpu" needs a CUDA device, and this run is on %s: images are decoded there', device)
         self._running: list[Iterator[RawBatch]] = []
+        self._processes: list[Any] = []
 
     @property
     def steps_per_epoch(self) -> int:
@@ -187,6 +188,7 @@ class TrainLoader:
                 generator=torch.Generator(),  # else it draws a number from the run's own
             )
             arriving = iter(loader)
+        self._processes = list(getattr(arriving, "_workers", ()))
         WATCH.install()
         return arriving
 
@@ -204,6 +206,9 @@ class TrainLoader:
             with WATCH.waiting():
                 yield
         except RuntimeError as error:
+            # One that is stopped, or waits for a disk, ignores a friendlier signal, and its end would be waited for.
+            for process in self._processes:
+                process.kill()
             raise _explain(error, self._timeout_seconds) from error
 
     def _delivery(self, ring: BatchRing) -> Delivery:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gkd.core import distributed
+from gkd.core.errors import GkdError
 from gkd.core.types import Batch, Losses
 from gkd.data.augment import Augment
 from gkd.data.loader import RawBatch
@@ -125,7 +126,7 @@ class Trainer:
             stop_signal = self._agreed_stop()
             score = None
             if is_last or _is_due(done, settings.evaluate_every):
-                score = self._evaluate(done)
+                score = self._evaluate_or_save(done)
             # A checkpoint of weights that give no finite step would push out a good one.
             is_wanted = _is_due(done, settings.save_every) and not self.guard.is_skipping
             if is_last or stop_signal or is_wanted:
@@ -225,6 +226,15 @@ class Trainer:
             return self.stop.signal_number
         flag = torch.tensor(float(self.stop.signal_number))
         return int(distributed.all_reduce_max(flag).item())
+
+    def _evaluate_or_save(self, done: int) -> float | None:
+        """Evaluate; where that is refused, because of a set's images, the steps done are kept all the same."""
+        try:
+            return self._evaluate(done)
+        except GkdError:
+            self._train_mode()
+            self._save(done, None)
+            raise
 
     def _evaluate(self, done: int) -> float | None:
         def evaluate() -> float | None:

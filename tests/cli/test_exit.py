@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from gkd.cli import run_tool
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import atexit, sys
@@ -38,3 +42,11 @@ def test_a_rank_ends_without_teardown_but_loses_nothing() -> None:
 def test_a_process_on_its_own_ends_as_usual() -> None:
     result = end(0)
     assert (result.returncode, result.stdout, result.stderr) == (0, "work, handler\n", "torn down\n")
+
+
+def test_a_disk_that_cannot_be_written_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise OSError(28, "No space left on device", "out.rec")
+
+    assert run_tool(fail) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'out.rec'\n"

@@ -10,6 +10,7 @@ import torch
 
 from gkd.cli.replay import main as replay
 from gkd.cli.train import main
+from gkd.data import PairSet
 from gkd.models import load_head
 from gkd.train.metrics import read_metrics
 from tests.cli.test_train import refused
@@ -157,3 +158,26 @@ def test_a_run_goes_on_with_other_settings_where_its_checkpoint_is_named(
     message = refused(capsys, *settings, sampling, f"train.resume={checkpoint}")
     assert "data.sampling" in message
     assert "or go on" not in message
+
+
+def test_a_set_of_one_class_is_refused_before_the_first_step(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = PairSet.load(folder / "pairs.bin")
+    one_class = tmp_path / "same.bin"
+    PairSet(pairs.images[:4], [True, True]).save(one_class)
+    sets = f"evaluation.sets=[{one_class}]"
+    expected = f"evaluation.sets: {one_class} has 2 pairs of one person and 0 of two"
+    assert expected in refused(capsys, config(folder), sets, f"run.folder={tmp_path / 'run'}")
+    assert main([str(config(folder)), sets, f"run.folder={tmp_path / 'run'}", "--dry-run"]) == 2
+    assert expected in capsys.readouterr().out
+
+
+def test_a_bad_image_of_a_set_does_not_cost_the_steps_done(folder: Path, tmp_path: Path) -> None:
+    pairs = PairSet.load(folder / "pairs.bin")
+    images = list(pairs.images)
+    images[5] = images[5][:-40]
+    PairSet(images, pairs.is_same).save(tmp_path / "cut.bin")
+    sets = f"evaluation.sets=[{tmp_path / 'cut.bin'}]"
+    assert main([str(config(folder)), sets, f"run.folder={tmp_path / 'run'}"]) == 2
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000006"]

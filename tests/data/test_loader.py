@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import time
 from collections.abc import Iterable, Sequence
@@ -241,6 +242,30 @@ def test_a_stuck_loading_process_is_told_of() -> None:
     data = Faces(23, {4: lambda: time.sleep(60)})
     with pytest.raises(DataError, match="no batch came from the loading processes for 1 seconds"):
         list(_loader(data, num_workers=1, timeout_seconds=1))
+
+
+def test_a_stopped_loading_process_does_not_outlive_the_message() -> None:
+    """One that waits for a dead disk would be waited for when the run ends."""
+    data = Faces(23, {4: lambda: os.kill(os.getpid(), signal.SIGSTOP)})
+    before = _children()
+    with pytest.raises(DataError, match="no batch came from the loading processes for 1 seconds"):
+        list(_loader(data, num_workers=1, timeout_seconds=1))
+    for _ in range(100):
+        if not _children() - before:
+            break
+        time.sleep(0.1)
+    assert not _children() - before
+
+
+def test_after_a_failure_nothing_more_of_the_piece_is_read(tmp_path: Path) -> None:
+    def fail() -> None:
+        (tmp_path / secrets.token_hex(4)).touch()
+        raise DataError("gone")
+
+    data = Faces(23, dict.fromkeys(range(23), fail))
+    with pytest.raises(DataError, match="gone"):
+        list(_loader(data, num_workers=1))
+    assert len(list(tmp_path.iterdir())) == 1  # nine micro-batches of 7 images make one piece of work
 
 
 @pytest.mark.parametrize(("num_workers", "most"), [(0, 2), (1, 112), (3, 260)])

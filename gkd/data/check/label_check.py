@@ -94,19 +94,23 @@ class LabelCheck:
             self._add("list", int(unlisted), f"is missing from {path.name}", is_warning=True)
 
     def check_property(self, path: Path, size: tuple[int, int] | None) -> None:
-        """`property` (`classes,height,width`) must say what the images do."""
+        """`property` (`classes,height,width`) should say what the images do; it may be that of another file beside."""
         try:
             line = (read_bounded(path, _MAX_PROPERTY_BYTES).decode("ascii").splitlines() or [""])[0]
             classes, height, width = (int(value) for value in line.split(","))
         except (ValueError, DataError) as error:
-            self._faults.add("property", f"`property` beside it cannot be read as classes,height,width ({error})")
+            self._faults.add(
+                "property", f"`property` beside it cannot be read as classes,height,width ({error})", is_warning=True
+            )
             return
         found = int(self.labels.max(initial=-1)) + 1
         if classes != found:
-            self._faults.add("property", f"`property` says {classes} classes, the largest label + 1 is {found}")
+            self._faults.add(
+                "property", f"`property` says {classes} classes, the largest label + 1 is {found}", is_warning=True
+            )
         if size is not None and (height, width) != size:
             what = f"`property` says {height}x{width} pixels, the images are {size[0]}x{size[1]}"
-            self._faults.add("property", what)
+            self._faults.add("property", what, is_warning=True)
 
     def _outvote(self, start: int, stop: int, where: str) -> None:
         """Images whose label fewer than half of their identity record's images share."""

@@ -197,7 +197,7 @@ def test_list_and_property(tmp_path: Path) -> None:
     (tmp_path / "property").write_text("4,112,112\n")
     path.with_suffix(".lst").write_text("\n".join([lines[0], "2\t7\tx", "99\t0\tx", "rubbish", *lines[3:]]))
     found = _found(path)
-    assert found["property"] == [
+    assert found["property?"] == [
         "`property` says 4 classes, the largest label + 1 is 3",
         "`property` says 112x112 pixels, the images are 16x16",
     ]
@@ -206,7 +206,7 @@ def test_list_and_property(tmp_path: Path) -> None:
     assert found["list?"] == ["a.lst line 4: not a key, a label and a path: b'rubbish'", *found["list?"][1:]]
     assert found["list?"][1].endswith("is missing from a.lst")
     (tmp_path / "property").write_text("three")
-    assert "cannot be read as classes,height,width" in _found(path)["property"][0]
+    assert "cannot be read as classes,height,width" in _found(path)["property?"][0]
 
 
 def test_a_file_without_ids(tmp_path: Path) -> None:
