@@ -16,6 +16,7 @@ from gkd.core.config import build_part
 from gkd.core.errors import CheckpointError, ConfigError
 from gkd.data import DATASETS, FaceData, PairSet
 from gkd.data.augment import AUGMENTATIONS, Augment
+from gkd.data.face_data import is_streamed
 from gkd.data.joined import JoinedFaces
 from gkd.data.sampling import SAMPLINGS, Order
 from gkd.distill import GROUPINGS, LOSSES
@@ -64,11 +65,6 @@ def build_dataset(config: TrainRun) -> FaceData:
         raise ConfigError("data.more: tar shards cannot be joined with other sets; write one set of shards of them all")
     weights = [data.train_weight, *(more.weight for more in data.more)]
     return JoinedFaces(sets, weights=weights, identities=data.identities)
-
-
-def is_streamed(dataset: FaceData) -> bool:
-    """Whether the images are cheap to read only in the order in which they lie."""
-    return bool(getattr(dataset, "is_streamed", False))
 
 
 def build_order(config: TrainRun, dataset: FaceData) -> Order:

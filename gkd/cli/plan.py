@@ -13,6 +13,7 @@ from gkd import build
 from gkd.core.config import to_plain
 from gkd.core.errors import ConfigError, GkdError
 from gkd.data import PairSet, decode_image
+from gkd.data.sampling import Order
 from gkd.inference.class_centres import origin_of
 from gkd.inference.embedding_store import STORE_FILE, check_origin, store_bytes
 from gkd.models import Backbone, InputSpec
@@ -39,10 +40,12 @@ def format_plan(config: TrainRun) -> tuple[str, bool]:
         f"{count_macs(backbone) / 1e6:.0f} M multiply-accumulates an image"
     )
     if dataset is not None:
-        lines += _attempt(problems, lambda: _data_lines(config, backbone, dataset)) or []
+        order = _attempt(problems, lambda: build.build_order(config, dataset))
+        if order is not None:
+            lines += _attempt(problems, lambda: _data_lines(config, backbone, dataset, order)) or []
+            lines += _attempt(problems, lambda: _resume_lines(config, dataset, order)) or []
         # As far as the first one shows, the images have the size that the network takes.
         _attempt(problems, lambda: decode_image(dataset[0][0], backbone.input_size, dataset.describe(0)))
-        lines += _attempt(problems, lambda: _resume_lines(config, dataset)) or []
     else:
         lines.append(f"training data   {_data_paths(config)}: not readable, so classes and steps are unknown")
     lines += _set_lines(config, problems)
@@ -93,8 +96,7 @@ def estimate_memory(config: TrainRun, backbone: Backbone, num_classes: int) -> M
     )
 
 
-def _data_lines(config: TrainRun, backbone: Backbone, dataset: Any) -> list[str]:
-    order = build.build_order(config, dataset)
+def _data_lines(config: TrainRun, backbone: Backbone, dataset: Any, order: Order) -> list[str]:
     build.build_augment(config)
     settings = build.build_settings(config, order.images_per_epoch)
     build.build_schedule(config, order.images_per_epoch)
@@ -111,7 +113,7 @@ def _data_lines(config: TrainRun, backbone: Backbone, dataset: Any) -> list[str]
     ]
 
 
-def _resume_lines(config: TrainRun, dataset: Any) -> list[str]:
+def _resume_lines(config: TrainRun, dataset: Any, order: Order) -> list[str]:
     """Where the run would go on, if there is something to go on from.
 
     Raises:
@@ -122,9 +124,7 @@ def _resume_lines(config: TrainRun, dataset: Any) -> list[str]:
     if path is None:
         return []
     saved = read_json(path / VALUES_NAME)
-    check_values(
-        path, saved, build.build_settings(config, build.build_order(config, dataset).images_per_epoch).total_steps
-    )
+    check_values(path, saved, build.build_settings(config, order.images_per_epoch).total_steps)
     now = {"config": to_plain(config), "fingerprint": dataset.fingerprint, "environment": {}}
     require_same_run(path, saved, now, is_explicit=resume not in ("auto", "never"))
     return [f"resume          from {path}, step {saved['step']}"]

@@ -92,11 +92,11 @@ def check_teacher_of(config: TrainRun, teacher: Teacher, dataset: Any, device: t
 
 @contextmanager
 def _explained(watch: RankWatch) -> Iterator[None]:
-    """Name the rank that the others waited for, where one hangs or has died."""
+    """Name the rank that the others waited for, where one hangs or has died; any other error goes its way."""
     try:
         yield
     except RuntimeError as error:
-        if distributed.world_size() == 1:
+        if not distributed.is_communication_error(error):
             raise
         raise GkdError(watch.explain(error)) from error
 
@@ -261,13 +261,11 @@ class Run:
         Raises:
             GkdError: it cannot be written.
         """
-        num_failed = self.saver.num_failed
         self.saver.wait()
-        if self.saver.num_failed > num_failed:
+        if not self.saver.is_last_whole:
             self._save(step, None)
-            num_failed = self.saver.num_failed
             self.saver.wait()
-        if self.saver.num_failed > num_failed:
+        if not self.saver.is_last_whole:
             raise GkdError(f"training is done up to step {step}, but {self.saver.last_error}; make room and run again")
 
     def _write_weights(self, step: int, staged: Mapping[str, torch.Tensor]) -> None:

@@ -77,6 +77,11 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def is_communication_error(error: BaseException) -> bool:
+    """Whether `error` comes from talking to other ranks: one of torch's kinds for that, or gloo's, which is any."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
 def end_process(code: int) -> NoReturn:
     """End a process that had a process group: exit handlers run and output is flushed, but nothing is torn down.
 

@@ -39,6 +39,11 @@ class FaceData(Protocol):
         """Where image `index` lies, for messages."""
 
 
+def is_streamed(data: FaceData) -> bool:
+    """Whether images are cheap to read only in the order in which they lie, as those of tar shards."""
+    return bool(getattr(data, "is_streamed", False))
+
+
 def fingerprint_of(data: FaceData) -> str:
     """SHA-256 (hex) over the counts and up to 1024 evenly spaced images with their labels.
 

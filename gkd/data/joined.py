@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from gkd.core.errors import ConfigError, DataError
-from gkd.data.face_data import FaceData
+from gkd.data.face_data import FaceData, is_streamed
 from gkd.data.sampling.order import Int64s
 from gkd.data.sampling.passes import num_taken
 
@@ -85,7 +85,7 @@ class JoinedFaces:
     @property
     def is_streamed(self) -> bool:
         """Whether some set is slow to read in random order."""
-        return any(getattr(faces, "is_streamed", False) for faces in self._sets)
+        return any(is_streamed(faces) for faces in self._sets)
 
     @property
     def num_identities(self) -> int:

@@ -27,7 +27,7 @@ from gkd.data.batch_reader import BatchReader, Failure, Result
 from gkd.data.batch_ring import BatchRing
 from gkd.data.batch_sending import NUM_AHEAD, Sending, choose_cut
 from gkd.data.batches import BatchPlan
-from gkd.data.face_data import FaceData
+from gkd.data.face_data import FaceData, is_streamed
 from gkd.data.gpu_decoding import nvjpeg_decoder
 from gkd.data.worker_watch import WATCH
 
@@ -129,7 +129,7 @@ class TrainLoader:
         if not first:
             return
         num_rows = max(len(task.sample_ids) for task in first)
-        cut = choose_cut(num_rows, self._num_workers, bool(getattr(self._dataset, "is_streamed", False)))
+        cut = choose_cut(num_rows, self._num_workers, is_streamed(self._dataset))
         ring = BatchRing(num_slots=cut.num_slots, num_rows=num_rows, image_size=self._image_size)
         delivery = self._delivery(ring)
         try:

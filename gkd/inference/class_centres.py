@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from gkd.core import distributed
 from gkd.core.errors import ConfigError
 from gkd.data import FaceData
+from gkd.data.face_data import is_streamed
 from gkd.inference.embed import on_first_rank
 from gkd.inference.embedding_store import BLOCK_SIZE, EmbeddingStore, Origin, hold_store, network_digest
 from gkd.inference.label_noise import report_label_noise
@@ -139,7 +140,7 @@ def _make(
     batch_size: int,
 ) -> None:
     if not distributed.broadcast_object(store.is_complete):
-        if getattr(dataset, "is_streamed", False):
+        if is_streamed(dataset):
             raise ConfigError(
                 f"{store.folder}: embeddings are made in the order of sample ids, for which tar shards would be "
                 "fetched over and over; make them with `prepare.py centres` from the set that the shards were written "

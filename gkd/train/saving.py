@@ -41,6 +41,7 @@ class BackgroundSaver:
     Attributes:
         num_failed: how many saves failed.
         last_error: why the last of them failed, or None.
+        is_last_whole: whether the newest save, once waited for, left everything that it should.
         last_path: the newest checkpoint that was saved here, or None.
         staged: what is being written, or was last: the copies by name, complete on rank 0 only. `also` may read them.
     """
@@ -50,6 +51,7 @@ class BackgroundSaver:
         self.timeout_minutes = timeout_minutes
         self.num_failed = 0
         self.last_error: str | None = None
+        self.is_last_whole = True
         self.last_path: Path | None = None
         self.staged: dict[str, Tensor] = {}
         self._copies = HostCopies()
@@ -85,6 +87,7 @@ class BackgroundSaver:
                 `staged`. It must not touch live tensors.
         """
         self.wait()
+        self.is_last_whole = True
         self._renew_group()
         staged, failure, _ = attempt(lambda: (self._copies.take(tensors), copy.deepcopy(values)))
         self.staged, plain = staged or ({}, {})
@@ -148,6 +151,7 @@ class BackgroundSaver:
     def _count_failure(self, text: str) -> None:
         self.num_failed += 1
         self.last_error = text
+        self.is_last_whole = False
         if distributed.rank() == 0:
             logger.error("%s; training goes on, and the checkpoints before it stand", text)
 

@@ -195,7 +195,6 @@ class Trainer:
         clock, settings = self.clock, self.settings
         elapsed = max(time.perf_counter() - clock.started, 1e-9)
         values = self.sums.reduce()
-        values.setdefault("loss/total", float("nan"))  # every step since the last line was skipped
         values |= {
             "optim/lr": self.schedule(done - 1),
             "epoch": done / settings.steps_per_epoch,
@@ -290,10 +289,12 @@ def progress_line(done: int, settings: LoopSettings, values: dict[str, float]) -
         for name, value in sorted(values.items())
         if name.startswith("loss/") and name != "loss/total" and not name.endswith("/weighted")
     ]
+    # Where every step since the last line was skipped there is none.
+    loss = f"loss {values['loss/total']:.3f} ({', '.join(parts)})" if "loss/total" in values else "no loss"
     return (
-        f"step {done}/{settings.total_steps}  epoch {values['epoch']:.2f}  loss {values['loss/total']:.3f} "
-        f"({', '.join(parts)})  lr {values['optim/lr']:.4g}  {values['time/images_per_second']:.0f} img/s  "
-        f"data {100 * values['time/data_share']:.0f} %  left {format_seconds(remaining)}"
+        f"step {done}/{settings.total_steps}  epoch {values['epoch']:.2f}  {loss}  lr {values['optim/lr']:.4g}  "
+        f"{values['time/images_per_second']:.0f} img/s  data {100 * values['time/data_share']:.0f} %  "
+        f"left {format_seconds(remaining)}"
     )
 
 

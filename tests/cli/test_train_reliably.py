@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gkd.cli.replay import main as replay
-from gkd.cli.train import main
+from gkd.cli.train import Run, _explained, main
+from gkd.core.errors import CheckpointError, GkdError
 from gkd.data import PairSet
 from gkd.models import load_head
+from gkd.train.checkpoint import Checkpoints
 from gkd.train.metrics import read_metrics
 from tests.cli.test_train import refused
-from tests.train.tiny_run import config, write_data
+from tests.train.test_run import children_of, wait_for_step
+from tests.train.tiny_run import config, train, write_data
 
 State = dict[str, torch.Tensor]
 
@@ -124,6 +132,7 @@ def test_bad_steps_may_be_skipped_but_not_for_ever(
         capsys, config(folder, evaluation={"sets": []}), *wild, "train.max_skipped=3", f"run.folder={run}"
     )
     assert "(4 such steps in a row)" in message
+    assert "NaN" not in (run / "metrics.jsonl").read_text()
     assert max(read_metrics(run / "metrics.jsonl", "fault/num_skipped")[1]) == 3.0
 
 
@@ -181,3 +190,65 @@ def test_a_bad_image_of_a_set_does_not_cost_the_steps_done(folder: Path, tmp_pat
     sets = f"evaluation.sets=[{tmp_path / 'cut.bin'}]"
     assert main([str(config(folder)), sets, f"run.folder={tmp_path / 'run'}"]) == 2
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000006"]
+
+
+@pytest.mark.parametrize("num_failures", [1, 2])
+def test_a_last_save_that_fails_is_tried_once_more_and_then_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], num_failures: int
+) -> None:
+    save, finish, failures = Checkpoints.save, Run._finish_saving, []
+
+    def fail_at_the_end(self: Checkpoints, step: int, *arguments: Any, **settings: Any) -> Path:
+        if step == 12 and len(failures) < num_failures:
+            failures.append(step)
+            raise CheckpointError("no space left")
+        return save(self, step, *arguments, **settings)
+
+    def finish_late(self: Run, step: int) -> None:
+        time.sleep(0.5)  # by now the save has failed already
+        finish(self, step)
+
+    monkeypatch.setattr(Checkpoints, "save", fail_at_the_end)
+    monkeypatch.setattr(Run, "_finish_saving", finish_late)
+    code = main([str(config(folder, evaluation={"sets": []})), f"run.folder={tmp_path}", "train.save_every=6"])
+    assert failures == [12] * num_failures
+    found = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert found == ["step_00000006", "step_00000012"][: 3 - num_failures]
+    assert code == (0 if num_failures == 1 else 2)
+    message = "training is done up to step 12, but the save of step 12 failed: no space left; make room and run again"
+    assert (message in capsys.readouterr().err) == (num_failures == 2)
+
+
+def test_only_errors_of_communication_are_laid_on_other_ranks() -> None:
+    class Watch:
+        def explain(self, error: BaseException) -> str:
+            return f"rank 1 hangs: {error}"
+
+    watch: Any = Watch()
+    for own in (RuntimeError("shapes do not match"), torch.OutOfMemoryError("CUDA out of memory")):
+        with pytest.raises(RuntimeError) as caught, _explained(watch):
+            raise own
+        assert caught.value is own
+    for foreign in (
+        RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed"),
+        torch.distributed.DistBackendError("NCCL"),
+    ):
+        with pytest.raises(GkdError, match="rank 1 hangs: "), _explained(watch):
+            raise foreign
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named(folder: Path, tmp_path: Path) -> None:
+    settings = ["train.epochs=3000", "train.timeout_minutes=0.15", "train.save_every=100", f"run.folder={tmp_path}"]
+    with train(config(folder, evaluation={"sets": []}), *settings, num_ranks=2) as process:
+        wait_for_step(process, tmp_path, 20)
+        stopped = children_of(process.pid)[-1]
+        os.kill(stopped, signal.SIGSTOP)
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        message = next(line for line in lines if "waiting for the other ranks failed" in line)
+        os.kill(stopped, signal.SIGCONT)  # torchrun would wait half a minute for it
+        rest = "".join(lines)
+    assert process.returncode == 1, rest
+    assert f"rank 1 (host {socket.gethostname()}, pid {stopped})" in message
+    assert "its process is stopped by a signal" in message
