@@ -1,9 +1,20 @@
-"""Time and peak memory of GroupedKD, forward and backward, beside the same loss written with plain autograd.
+"""Time and memory of GroupedKD, forward and backward, beside the authors' formulation and a floor.
 
-    python benchmarks/gkd_loss.py [--samples 64] [--classes 85742] [--repeats 7] [--device cpu] [--json OUT]
+    python benchmarks/gkd_loss.py [--samples 64] [--classes 85742 360232 1000000 2000000] [--repeats 9] [--threads 1]
+        [--groupings top_k cumulative_mass] [--device cpu] [--json OUT] [--plot OUT.png]
 
-Each variant runs in a process of its own, so that peaks do not mix. The plain version follows the formulas directly
-(softmax, sort, masked sums, log) and lets autograd record them.
+author: the formulation of the authors' public code (WisonZ/GKD), written here anew: the target by a mask; a full sort
+    of every row of the student's logits for the K best (in the adaptive form, of the class masses too, for K);
+    softmaxes at T = 4 in which -1000 stands for "not of this group"; masses by masked sums; kl_div; backward by
+    autograd. It is left out where it would need more memory than --gib.
+gkd: GroupedKD.
+floor: both logits read once and one matrix written once, into memory that is there already: torch.add with `out`.
+
+Every figure comes from a fresh process. Times are medians over --repeats runs of forward and backward together, fewer
+where they take more than 10 seconds. Extra memory is in units of one (N, C) fp32 matrix, and neither the inputs nor the
+returned gradient count: on the CPU it is the growth of the process's peak resident memory over the first run, measured
+from where the inputs exist and a run of two samples has loaded all code, less the gradient; on a GPU the same with the
+allocator's peak. Where one process would need more than --gib gibibytes, N is lowered, and printed.
 """
 
 from __future__ import annotations
@@ -16,87 +27,128 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gkd.distill import CumulativeMass, GroupedKD, TopK
 
-TEMPERATURE = 4.0
-MEBIBYTE = 2**20
+TEMPERATURE, PRIMARY_WEIGHT, K, THRESHOLD, K_STEP = 4.0, 8.0, 10_000, 0.93, 100
+GIBIBYTE = 2**30
+MOST_SECONDS = 10.0
+# Matrices of (N, C) fp32 that a process holds at its peak, inputs and gradient included.
+MATRICES = {"author": 19, "gkd": 4, "floor": 3}
+
+HEAD = (
+    f"{'grouping':16} {'C':>8} {'N':>4} {'author':>9} {'gkd':>8} {'floor':>7} {'author/gkd':>11} "
+    f"{'gkd/floor':>10} {'extra: author':>14} {'gkd':>6}"
+)
+# Colour and name in the plot.
+STYLES = {
+    "author": ("#D55E00", "authors' formulation"),
+    "gkd": ("#0072B2", "GroupedKD"),
+    "floor": ("#555555", "read and write once"),
+}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: one grouping in one of the two implementations."""
+    """What is measured."""
 
+    variant: str
     grouping: str
-    is_plain: bool
     samples: int
     classes: int
     repeats: int
-    device: str
     threads: int
+    device: str
 
 
 @dataclass(frozen=True)
 class Result:
-    """Medians over the repeats; the peak is what forward and backward add to the inputs, the gradient included."""
+    """Median seconds of forward and backward, extra memory in (N, C) matrices, and the loss (0 for the floor)."""
 
-    forward_seconds: float
-    backward_seconds: float
-    peak_mib: float
+    seconds: float
+    extra_matrices: float
     total: float
 
 
-def plain_groups(logits: Tensor, labels: Tensor, grouping: str) -> Tensor:
-    """Primary from full sorts: k = 10,000, or a batch mass of 0.93."""
-    k = min(10_000, logits.shape[1])
+def author_loss(student: Tensor, teacher: Tensor, labels: Tensor, grouping: str) -> Tensor:
+    """8·primary + binary as the formulation of the authors' public code (WisonZ/GKD) has it."""
+    target = torch.zeros_like(student).scatter_(1, labels[:, None], 1.0)
+    scores = student.detach()
+    k = min(K, student.shape[1])
     if grouping == "cumulative_mass":
-        mass = logits.softmax(dim=1).sum(dim=0).sort(descending=True).values.cumsum(dim=0)
-        k = min(int((mass < 0.93 * len(logits)).sum()) + 1, logits.shape[1])
-    others = logits.scatter(1, labels[:, None], torch.inf)
-    order = others.argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, order[:, :k], True)
+        mass = scores.softmax(dim=1).sum(dim=0).sort(descending=True).values.cumsum(dim=0)
+        short = int((mass < THRESHOLD * len(student)).sum())
+        k = min(1 + -(-short // K_STEP) * K_STEP, student.shape[1])
+    order = scores.sort(dim=1, descending=True).indices
+    mask = torch.zeros_like(student).scatter_(1, order[:, :k], 1.0)
+    mask = (mask + target).clamp(max=1.0)
+    student, teacher = student / TEMPERATURE, teacher / TEMPERATURE
+    student_masses, teacher_masses = (_masses(logits.softmax(dim=1), mask) for logits in (student, teacher))
+    binary = F.kl_div(student_masses.log(), teacher_masses, reduction="batchmean")
+    outside = -1000.0 * (1.0 - mask)
+    inside_student = (student + outside).log_softmax(dim=1)
+    primary = F.kl_div(inside_student, (teacher + outside).softmax(dim=1), reduction="batchmean")
+    return TEMPERATURE**2 * (PRIMARY_WEIGHT * primary + binary)
 
 
-def plain_loss(student: Tensor, teacher: Tensor, labels: Tensor, grouping: str) -> Tensor:
-    """8·primary + binary with T = 4, recorded by autograd."""
-    is_primary = plain_groups(student.detach(), labels, grouping)
-    p_student, p_teacher = (student / TEMPERATURE).softmax(dim=1), (teacher / TEMPERATURE).softmax(dim=1)
-    binary, inside = torch.zeros((), device=student.device), []
-    for group in (is_primary, ~is_primary):
-        b_student, b_teacher = (p_student * group).sum(dim=1), (p_teacher * group).sum(dim=1)
-        binary = binary + (b_teacher * (b_teacher.log() - b_student.log())).mean()
-        inside.append((p_student * group / b_student[:, None], p_teacher * group / b_teacher[:, None]))
-    p_student, p_teacher = inside[0]
-    ratio = (p_teacher.clamp_min(1e-30) / p_student.clamp_min(1e-30)).log()
-    total: Tensor = TEMPERATURE**2 * (8 * (p_teacher * ratio).sum(dim=1).mean() + binary)
-    return total
+def _masses(probabilities: Tensor, mask: Tensor) -> Tensor:
+    return torch.stack(((probabilities * mask).sum(dim=1), (probabilities * (1.0 - mask)).sum(dim=1)), dim=1)
 
 
 def inputs(setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled logits with margin that are alike but not equal: s = 64, cosines of sd 0.06, targets near 0.5."""
     generator = torch.Generator().manual_seed(0)
     shape = (setting.samples, setting.classes)
-    teacher = torch.randn(shape, generator=generator).mul_(0.06 * 64)
-    student = torch.randn(shape, generator=generator).mul_(0.02 * 64).add_(teacher)
+    teacher, student = torch.empty(shape), torch.empty(shape)
     labels = torch.randint(0, setting.classes, shape[:1], generator=generator)
-    student.scatter_(1, labels[:, None], 0.2 * 64)
-    teacher.scatter_(1, labels[:, None], 0.3 * 64)
+    for row, label in enumerate(labels.tolist()):  # by rows, so that no temporary raises the peak
+        teacher[row].normal_(0.0, 0.06 * 64, generator=generator)
+        student[row].normal_(0.0, 0.02 * 64, generator=generator).add_(teacher[row])
+        student[row, label], teacher[row, label] = 0.2 * 64, 0.3 * 64
     return student.to(setting.device), teacher.to(setting.device), labels.to(setting.device)
+
+
+def step_of(setting: Setting) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Forward and backward of a variant: (student, teacher, labels) -> loss."""
+    grouping = TopK(k=K) if setting.grouping == "top_k" else CumulativeMass(threshold=THRESHOLD, k_step=K_STEP)
+    ours = GroupedKD(temperature=TEMPERATURE, primary_weight=PRIMARY_WEIGHT, grouping=grouping)
+
+    def step(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        student.grad = None
+        if setting.variant == "author":
+            total = author_loss(student, teacher, labels, setting.grouping)
+        else:
+            total = ours(student, teacher, labels).total
+        torch.autograd.backward(total)
+        return total.detach()
+
+    return step
+
+
+def floor_step(student: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    out = torch.zeros_like(student)
+
+    def step(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        torch.add(student, teacher, out=out)
+        return torch.zeros(())
+
+    return step
 
 
 def peak_bytes(device: str) -> int:
     """The most memory used so far: of the process on the CPU, of the allocator on a GPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def now(device: str) -> float:
@@ -109,69 +161,115 @@ def measure(setting: Setting) -> Result:
     """Run one setting in this process."""
     torch.set_num_threads(setting.threads)
     student, teacher, labels = inputs(setting)
+    if setting.variant == "floor":
+        return Result(median_seconds(floor_step(student), (student, teacher, labels), setting), 0.0, 0.0)
+    step = step_of(setting)
+    tiny = [tensor[:2, :20_000] if tensor.ndim == 2 else tensor[:2] % 20_000 for tensor in (student, teacher, labels)]
+    step(tiny[0].clone().requires_grad_(), tiny[1], tiny[2])
     student.requires_grad_()
-    ours = GroupedKD(grouping=TopK() if setting.grouping == "top_k" else CumulativeMass())
-
-    def loss() -> Tensor:
-        if setting.is_plain:
-            return plain_loss(student, teacher, labels, setting.grouping)
-        total: Tensor = ours(student, teacher, labels).total
-        return total
-
-    return repeat(loss, student, setting)
-
-
-def repeat(loss: Callable[[], Tensor], student: Tensor, setting: Setting) -> Result:
-    """Medians of `setting.repeats` runs after one to warm up."""
-    forward, backward = [], []
     before = peak_bytes(setting.device)
-    for _ in range(setting.repeats + 1):
-        student.grad = None
+    total = step(student, teacher, labels).item()
+    matrix = student.numel() * student.element_size()
+    extra = (peak_bytes(setting.device) - before - matrix) / matrix
+    return Result(median_seconds(step, (student, teacher, labels), setting), max(0.0, extra), total)
+
+
+def median_seconds(step: Callable[..., Tensor], tensors: tuple[Tensor, ...], setting: Setting) -> float:
+    step(*tensors)
+    seconds: list[float] = []
+    while len(seconds) < setting.repeats and sum(seconds) < MOST_SECONDS:
         start = now(setting.device)
-        total = loss()
-        middle = now(setting.device)
-        torch.autograd.backward(total)
-        forward.append(middle - start)
-        backward.append(now(setting.device) - middle)
-    peak = (peak_bytes(setting.device) - before) / MEBIBYTE
-    return Result(statistics.median(forward[1:]), statistics.median(backward[1:]), peak, total.item())
+        step(*tensors)
+        seconds.append(now(setting.device) - start)
+    return statistics.median(seconds)
 
 
-def compare(arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure every variant, each in a fresh process, and print the table."""
-    print(f"{'grouping':16} {'version':8} {'forward s':>10} {'backward s':>10} {'peak MiB':>9} {'total':>10}")
-    rows: list[dict[str, object]] = []
-    for grouping in ("top_k", "cumulative_mass"):
-        pair = []
-        for is_plain in (True, False):
-            setting = Setting(grouping, is_plain, arguments.samples, arguments.classes, arguments.repeats,
-                              arguments.device, arguments.threads)  # fmt: skip
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                result = pool.apply(measure, (setting,))
-            pair.append(result)
-            rows.append({**asdict(setting), **asdict(result), "torch": torch.__version__})
-            print(f"{grouping:16} {'plain' if is_plain else 'gkd':8} {result.forward_seconds:10.3f} "
-                  f"{result.backward_seconds:10.3f} {result.peak_mib:9.0f} {result.total:10.5f}")  # fmt: skip
-        plain, ours = pair
-        seconds = [result.forward_seconds + result.backward_seconds for result in pair]
-        print(
-            f"{grouping:16} {seconds[0] / seconds[1]:.1f} times faster, {plain.peak_mib / ours.peak_mib:.1f} times less"
-        )
+def in_fresh_process(setting: Setting) -> Result:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (setting,))
+
+
+def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure every setting and print the table."""
+    print(f"{arguments.device}, {arguments.threads} thread(s), torch {torch.__version__}; milliseconds")
+    print(HEAD)
+    rows = []
+    for num_classes in arguments.classes:
+        matrix_gib = num_classes * 4 / GIBIBYTE
+        samples = max(1, min(arguments.samples, int(arguments.gib / (MATRICES["gkd"] * matrix_gib))))
+        has_author = MATRICES["author"] * matrix_gib * samples <= arguments.gib
+        floor = None
+        for grouping in arguments.groupings:
+            row: dict[str, Any] = {"grouping": grouping, "classes": num_classes, "samples": samples}
+            for variant in ("floor", "author", "gkd"):
+                setting = Setting(variant, grouping, samples, num_classes, arguments.repeats, arguments.threads,
+                                  arguments.device)  # fmt: skip
+                if variant == "floor":
+                    floor = floor or in_fresh_process(setting)
+                    row[variant] = asdict(floor)
+                elif variant == "gkd" or has_author:
+                    row[variant] = asdict(in_fresh_process(setting))
+            rows.append(row)
+            print(line_of(row), flush=True)
+        if not has_author:
+            print(f"(author left out at C = {num_classes}: about {MATRICES['author'] * matrix_gib * samples:.0f} GiB, "
+                  f"and --gib is {arguments.gib:g})")  # fmt: skip
     return rows
+
+
+def line_of(row: dict[str, Any]) -> str:
+    gkd, floor, author = row["gkd"], row["floor"], row.get("author")
+    start = f"{row['grouping']:16} {row['classes']:8} {row['samples']:4} "
+    times = f"{gkd['seconds'] * 1e3:8.1f} {floor['seconds'] * 1e3:7.2f} "
+    over_floor = f"{gkd['seconds'] / floor['seconds']:10.1f} "
+    if author is None:
+        return f"{start}{'-':>9} {times}{'-':>11} {over_floor}{'-':>14} {gkd['extra_matrices']:6.2f}"
+    if abs(author["total"] - gkd["total"]) > 1e-3 * abs(gkd["total"]):
+        raise SystemExit(f"the losses differ: {author['total']} and {gkd['total']}")
+    return (f"{start}{author['seconds'] * 1e3:9.1f} {times}{author['seconds'] / gkd['seconds']:11.1f} {over_floor}"
+            f"{author['extra_matrices']:14.1f} {gkd['extra_matrices']:6.2f}")  # fmt: skip
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Milliseconds a sample against the number of classes, both axes logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.5), dpi=140, layout="constrained")
+    axes = figure.add_subplot()
+    for number, grouping in enumerate(dict.fromkeys(row["grouping"] for row in rows)):
+        for variant, (color, name) in STYLES.items():
+            points = [(row["classes"], row[variant]["seconds"] * 1e3 / row["samples"])
+                      for row in rows if row["grouping"] == grouping and variant in row]  # fmt: skip
+            if points and not (variant == "floor" and number):
+                label = name if variant == "floor" else f"{name}, {grouping}"
+                axes.plot(*zip(*points, strict=True), marker="o", color=color, linestyle="-" if number == 0 else "--",
+                          label=label)  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="Classes", ylabel="Forward and backward, ms a sample", title=title)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--classes", type=int, default=85_742)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--classes", type=int, nargs="+", default=[85_742, 360_232, 1_000_000, 2_000_000])
+    groupings = ("top_k", "cumulative_mass")
+    parser.add_argument("--groupings", choices=groupings, nargs="+", default=list(groupings))
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--gib", type=float, default=8.0, help="the most memory that one process may take")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--plot", type=Path, help="also draw them into this PNG file")
     arguments = parser.parse_args()
     rows = compare(arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        head = {"device": arguments.device, "threads": arguments.threads, "torch": torch.__version__}
+        arguments.json.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
+    if arguments.plot:
+        plot(rows, arguments.plot, f"GroupedKD, {arguments.device}, {arguments.threads} thread(s)")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from gkd.data.augment import AUGMENTATIONS, Augment
 from gkd.data.face_data import is_streamed
 from gkd.data.joined import JoinedFaces
 from gkd.data.sampling import SAMPLINGS, Order
-from gkd.distill import GROUPINGS, LOSSES
-from gkd.heads import HEADS, MARGINS, Margin, SoftmaxHead
+from gkd.distill import GROUPINGS, LOSSES, GroupedKD
+from gkd.heads import HEADS, MARGINS, Head, Margin, PartialFCHead, ShardedHead, SoftmaxHead
 from gkd.inference.check_input import check_input
 from gkd.inference.check_teacher import pairs_digest
 from gkd.inference.class_centres import find_class_centres
@@ -34,6 +34,7 @@ from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
 from gkd.train.optim import GroupRule, build_sgd
 from gkd.train.schedule import SCHEDULES, Schedule
+from gkd.train.sharded_objective import ShardedClassification, ShardedDistillation
 from gkd.train.trainer import LoopSettings
 
 logger = logging.getLogger(__name__)
@@ -140,10 +141,54 @@ def _input_spec(settings: InputSettings) -> InputSpec:
     return InputSpec(color=settings.color, mean=settings.mean, std=settings.std)
 
 
-def build_head(config: TrainRun, embedding_dim: int, num_classes: int) -> SoftmaxHead:
-    """The head to be trained."""
-    head: SoftmaxHead = build_part(config.head, HEADS, embedding_dim, num_classes)
+def build_head(config: TrainRun, embedding_dim: int, num_classes: int) -> Head:
+    """The head to be trained.
+
+    Raises:
+        ConfigError: more ranks than classes.
+    """
+    head: Head = build_part(config.head, HEADS, embedding_dim, num_classes)
+    if isinstance(head, PartialFCHead):
+        head.seed = config.run.seed
     return head
+
+
+def require_shardable(config: TrainRun) -> None:
+    """Refuse distillation losses that need the logits of all classes, where the head splits them over the ranks.
+
+    Raises:
+        ConfigError: as above.
+    """
+    if config.head.name == "softmax":
+        return
+    logit_terms = [(index, term.loss) for index, term in enumerate(config.distill) if _needs_logits(term.loss.name)]
+    for index, loss in logit_terms:
+        if not issubclass(LOSSES[loss.name], GroupedKD):
+            raise ConfigError(
+                f"distill.{index}: {loss.name} needs the logits of all classes, which head.name={config.head.name} "
+                "never has in one place; use the loss gkd (top_k with k=1 and secondary_weight set is dkd), or "
+                "head.name=softmax"
+            )
+    if len(logit_terms) > 1:
+        raise ConfigError(
+            f"distill: {len(logit_terms)} losses compare logits; head.name={config.head.name} computes one in its "
+            "passes over the classes: keep one, or use head.name=softmax"
+        )
+
+
+def _needs_logits(loss: str) -> bool:
+    return "logits" in LOSSES[loss].needs
+
+
+def head_notes(config: TrainRun) -> list[str]:
+    """What the head's choice of classes means for distillation."""
+    rate = config.head.arguments().get("sample_rate", 1.0)
+    if rate == 1 or not any(_needs_logits(term.loss.name) for term in config.distill):
+        return []
+    return [
+        f"head: Primary and Secondary are formed over the classes that partial_fc draws in each step, about {rate:g} "
+        "of all; a grouping's k counts among them"
+    ]
 
 
 def build_margin(config: TrainRun) -> Margin:
@@ -364,18 +409,20 @@ def build_objective(config: TrainRun, dataset: Any, teacher: TeacherParts | None
     backbone = build_backbone(config)
     head = build_head(config, backbone.embedding_dim, dataset.num_identities)
     margin, input_spec = build_margin(config), build_input_spec(config)
+    is_sharded = isinstance(head, ShardedHead)
     if teacher is None:
-        return ClassificationObjective(backbone, head, margin, input_spec)
+        classification = ShardedClassification if is_sharded else ClassificationObjective
+        return classification(backbone, head, margin, input_spec)
     require_same_size(backbone, teacher.teacher.backbone)
-    for note in (*warm_up_notes(config), *augment_notes(config)):
+    require_shardable(config)
+    for note in (*warm_up_notes(config), *augment_notes(config), *head_notes(config)):
         logger.warning("%s", note)
     terms = build_terms(config)
     for term in terms:  # after backbone and head, whose random numbers stay those of an undistilled run
         term.loss.set_dims(backbone.embedding_dim, teacher.teacher.head.weight.shape[1])
-    teacher.teacher.shows_logits = any("logits" in term.loss.needs for term in terms)
-    return DistillationObjective(
-        backbone, head, margin, input_spec, teacher.teacher, teacher.margin, terms, steps_per_epoch
-    )
+    teacher.teacher.shows_logits = not is_sharded and any("logits" in term.loss.needs for term in terms)
+    distillation = ShardedDistillation if is_sharded else DistillationObjective
+    return distillation(backbone, head, margin, input_spec, teacher.teacher, teacher.margin, terms, steps_per_epoch)
 
 
 def build_optimizer(config: TrainRun, objective: nn.Module) -> torch.optim.SGD:

@@ -29,7 +29,7 @@ TeacherBackbonePart = Annotated[
         BACKBONES, "backbone", open_prefixes={"timm:": (TimmBackbone, "model"), ONNX_PREFIX: (OnnxBackbone, "path")}
     ),
 ]
-HeadPart = Annotated[Part, PartOf(HEADS, "head")]
+HeadPart = Annotated[Part, PartOf(HEADS, "head", is_checked=True, check_with=(1, 4096))]
 MarginPart = Annotated[Part, PartOf(MARGINS, "margin", is_checked=True)]
 LossPart = Annotated[Part, PartOf(LOSSES, "loss", nested={Grouping: GROUPINGS}, is_checked=True)]
 DecayPart = Annotated[Part, PartOf(SCHEDULES, "decay", is_checked=True)]
@@ -301,7 +301,11 @@ class TrainRun(ConfigModel):
     backbone: BackbonePart = Field(description="the network that is trained")
     input: InputSettings = Field(default=InputSettings(), description="how the network takes its pixels")
     start: StartSettings | None = Field(default=None, description="weights to start from: fine-tuning")
-    head: HeadPart = Field(default="softmax", validate_default=True, description="embeddings to class scores")
+    head: HeadPart = Field(
+        default="softmax",
+        validate_default=True,
+        description="embeddings to class scores: softmax (every class on every rank), sharded, or partial_fc",
+    )
     margin: MarginPart = Field(description="class scores to logits")
     teacher: TeacherSettings | None = Field(default=None, description="the network to distil from; goes with `distill`")
     distill: tuple[DistillTerm, ...] = Field(default=(), description="distillation losses; goes with `teacher`")

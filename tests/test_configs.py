@@ -21,6 +21,7 @@ CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(STUDIES))
 PAIRS = [
     ("quickstart/control", "quickstart/gkd"),
     ("train/mobilefacenet_ms1mv2_arcface", "distill/mobilefacenet_ms1mv2_gkd_from_iresnet100"),
+    ("train/mobilefacenet_glint360k_arcface", "distill/mobilefacenet_glint360k_gkd_from_iresnet100"),
     ("train/mobilefacenet_ms1mv2_cosface", "distill/mobilefacenet_ms1mv2_gkd_from_iresnet50"),
     ("train/mobilefacenet_classic_celeba_cosface", "distill/mobilefacenet_classic_celeba_gkd_from_iresnet18"),
     ("study/celeba_control", "distill/mobilefacenet_classic_celeba_gkd_from_onnx"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gkd import build
+from gkd.cli.memory import memory_lines, num_ranks
+from gkd.core.class_shard import ClassShard
 from gkd.core.config import to_plain
 from gkd.core.errors import ConfigError, GkdError
 from gkd.data import PairSet, decode_image
@@ -17,14 +18,12 @@ from gkd.data.sampling import Order
 from gkd.inference.class_centres import origin_of
 from gkd.inference.embedding_store import STORE_FILE, check_origin, store_bytes
 from gkd.models import Backbone, InputSpec
-from gkd.models.cost import count_activations, count_macs, num_parameters
+from gkd.models.cost import count_macs, num_parameters
 from gkd.schema import TrainRun
 from gkd.train.checkpoint import VALUES_NAME, Checkpoints
 from gkd.train.checkpoint_marker import read_json
 from gkd.train.run_folder import choose_checkpoint, require_same_run
 from gkd.train.state import check_values
-
-BYTES_PER_GIB = 2**30
 
 
 def format_plan(config: TrainRun) -> tuple[str, bool]:
@@ -52,7 +51,12 @@ def format_plan(config: TrainRun) -> tuple[str, bool]:
     lines += _teacher_lines(config, backbone, dataset, problems)
     lines += [
         f"note            {text}"
-        for text in (*build.warm_up_notes(config), *build.augment_notes(config), *build.lane_notes(config))
+        for text in (
+            *build.warm_up_notes(config),
+            *build.augment_notes(config),
+            *build.lane_notes(config),
+            *build.head_notes(config),
+        )
     ]
     lines += ["", "in the way:", *(f"  {problem}" for problem in problems)] if problems else ["", "ready to train"]
     return "\n".join(lines) + "\n", not problems
@@ -66,50 +70,20 @@ def _attempt(problems: list[str], function: Any) -> Any:
         return None
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes that a training step holds on one process, from shapes alone."""
-
-    weights: int
-    activations: int
-    logits: int
-
-    @property
-    def total_gib(self) -> float:
-        """All of it in GiB."""
-        return (self.weights + self.activations + self.logits) / BYTES_PER_GIB
-
-
-def estimate_memory(config: TrainRun, backbone: Backbone, num_classes: int) -> MemoryEstimate:
-    """Weights with gradient and momentum, the outputs of every layer, and six (N, C) matrices of a distilled step.
-
-    An estimate: the allocator, workspaces and the teacher's passing activations come on top.
-    """
-    images = -(-config.train.batch_size // config.train.micro_batches)
-    trained = num_parameters(backbone) + num_classes * backbone.embedding_dim
-    bytes_per_activation = 2 if config.train.precision == "bf16" else 4
-    num_matrices = 6 if config.teacher else 3
-    return MemoryEstimate(
-        weights=trained * 4 * 3,
-        activations=images * count_activations(backbone) * bytes_per_activation,
-        logits=images * num_classes * 4 * num_matrices,
-    )
-
-
 def _data_lines(config: TrainRun, backbone: Backbone, dataset: Any, order: Order) -> list[str]:
     build.build_augment(config)
     settings = build.build_settings(config, order.images_per_epoch)
     build.build_schedule(config, order.images_per_epoch)
-    memory = estimate_memory(config, backbone, dataset.num_identities)
+    build.require_shardable(config)
+    if config.head.name != "softmax":
+        ClassShard.of_rank(dataset.num_identities, 0, num_ranks())
     return [
         f"training data   {_data_paths(config)}: {len(dataset)} images of {dataset.num_identities} classes",
         f"order           {order.describe()}",
         f"augmentation    {', '.join(part.name for part in config.data.augment) or 'none'}",
         f"steps           {settings.total_steps} of {settings.batch_size} images, {settings.steps_per_epoch} an epoch, "
         f"{config.train.epochs} epochs",
-        f"memory          about {memory.total_gib:.2f} GiB for one process: weights, gradients and momentum "
-        f"{memory.weights / BYTES_PER_GIB:.2f}, activations {memory.activations / BYTES_PER_GIB:.2f}, logits "
-        f"{memory.logits / BYTES_PER_GIB:.2f}",
+        *memory_lines(config, backbone, dataset.num_identities),
     ]
 
 

@@ -30,6 +30,7 @@ from gkd.train.checkpoint_metadata import read_stored_tensors
 from gkd.train.checkpoint_tensors import compare, read_tensors
 from gkd.train.nonfinite_dump import Dump, load_dump
 from gkd.train.nonfinite_trace import FirstBad, trace
+from gkd.train.sharded_objective import ShardedDistillation
 
 EXIT_REPRODUCED = 1
 _NUM_NAMED = 8
@@ -85,6 +86,8 @@ def _objective(config: TrainRun, dataset: FaceData, device: torch.device) -> Any
     torch.manual_seed(config.run.seed)
     objective = build.build_objective(config, dataset, teacher, settings.steps_per_epoch)
     build.build_optimizer(config, objective)  # freezes what the config freezes
+    if isinstance(objective, ShardedDistillation):
+        objective.share_out_teacher()
     return objective.to(device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from gkd import build
 from gkd.cli import run_tool
@@ -29,12 +31,14 @@ from gkd.models import save_head, save_student
 from gkd.schema import TrainRun
 from gkd.train.batch_norm import averaged, own_statistics, restore_statistics, statistics, synchronise_batch_norm
 from gkd.train.checkpoint import Checkpoints
+from gkd.train.class_weights import read_whole
 from gkd.train.disk_space import checkpoint_bytes, folder_bytes, require_space, require_writing
 from gkd.train.ema import Ema
 from gkd.train.metrics import RunLog
 from gkd.train.rank_watch import RankWatch
 from gkd.train.run_folder import choose_checkpoint, locked, record_start, require_same_run
 from gkd.train.saving import BackgroundSaver
+from gkd.train.sharded_objective import ShardedDistillation
 from gkd.train.state import check_values, environment, random_state, restore_random_state, run_tensors
 from gkd.train.stop import StopOnSignal
 from gkd.train.trainer import Trainer
@@ -63,7 +67,8 @@ def _train_or_plan(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, TrainRun, arguments.overrides)
     if arguments.dry_run:
         text, is_ready = format_plan(config)
-        sys.stdout.write(text)
+        if os.environ.get("RANK", "0") == "0":  # there is no process group yet
+            sys.stdout.write(text)
         return 0 if is_ready else 2
     with distributed.process_group(config.train.timeout_minutes):
         set_up_logging(distributed.rank())
@@ -126,6 +131,7 @@ class Run:
         self.teacher = teacher
         self.optimizer = build.build_optimizer(config, self.objective)
         self.ema: Ema | None = None
+        self.resumed_from: Path | None = None
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", keep_last=config.train.keep_last, keep_every=config.train.keep_every
         )
@@ -143,6 +149,8 @@ class Run:
             check_teacher_of(self.config, teacher, self.dataset, self.device)
             if teacher.stored is not None:
                 teacher.backbone.cpu()  # it has done its part
+            if isinstance(self.objective, ShardedDistillation):
+                self.objective.share_out_teacher()
         if distributed.rank() == 0:
             self._require_space()
             record_start(self.folder, dump_yaml(self.config), self.command, self.values["environment"])
@@ -150,7 +158,9 @@ class Run:
             logger.info("this run is finished already: all %d steps are done", start_step)
             with averaged(*self._statistics()):
                 if distributed.rank() == 0:  # they may have been lost
-                    self._write_weights(start_step, run_tensors(self.objective, self.optimizer, self.ema))
+                    tensors = run_tensors(self.objective, self.optimizer, self.ema)
+                    assert self.resumed_from is not None
+                    self._write_weights(start_step, tensors, self.resumed_from)
         logger.info("order: %s", self.order.describe())
         for note in build.lane_notes(self.config):
             logger.warning("%s", note)
@@ -232,6 +242,7 @@ class Run:
         step = int(saved["step"])
         restore_random_state(saved["random_state"], self.config.run.seed, step)
         logger.info("resuming from %s", path)
+        self.resumed_from = path
         return step
 
     def _require_space(self) -> None:
@@ -248,7 +259,8 @@ class Run:
         values = {**self.values, "step": step, "random_state": random_state(), "batch_norm": own}
 
         def write_weights() -> None:
-            self._write_weights(step, self.saver.staged)
+            assert self.saver.last_path is not None
+            self._write_weights(step, self.saver.staged, self.saver.last_path)
 
         with averaged(*self._statistics()):
             tensors = run_tensors(self.objective, self.optimizer, self.ema)
@@ -268,8 +280,11 @@ class Run:
         if not self.saver.is_last_whole:
             raise GkdError(f"training is done up to step {step}, but {self.saver.last_error}; make room and run again")
 
-    def _write_weights(self, step: int, staged: Mapping[str, torch.Tensor]) -> None:
-        """Write the backbone and the class weights for use outside of the run, from copies of the state."""
+    def _write_weights(self, step: int, staged: Mapping[str, torch.Tensor], checkpoint: Path) -> None:
+        """Write the backbone and the class weights for use outside of the run, from copies of the state.
+
+        Class weights that are split over the ranks are put together from the checkpoint of the same state.
+        """
         state = {name.removeprefix("model/"): tensor for name, tensor in staged.items() if name.startswith("model/")}
         state |= {name.removeprefix("ema/"): tensor for name, tensor in staged.items() if name.startswith("ema/")}
         extra = {"step": step, "total_steps": self.settings.total_steps}
@@ -290,7 +305,11 @@ class Run:
             "margin": build.margin_values(self.config),
             **extra,
         }
-        save_head(self.folder / build.HEAD_FILE, state["head.weight"], meta)
+        class_weights = state["head.weight"]
+        if isinstance(class_weights, DTensor):
+            name = "ema/head.weight" if "ema/head.weight" in staged else "model/head.weight"
+            class_weights = read_whole(checkpoint, name)
+        save_head(self.folder / build.HEAD_FILE, class_weights, meta)
 
     def _evaluate(self) -> tuple[dict[str, float], float | None]:
         """Figures of the student on every set, and their mean accuracy as the score."""

@@ -16,6 +16,8 @@ from gkd.core.errors import ConfigError, DataError
 # Work on so many entries at a time that temporaries stay in a core's cache, or are small beside the logits on a GPU.
 _CPU_CHUNK_ENTRIES = 2**18
 _GPU_CHUNK_ENTRIES = 2**24
+# Rows of so many entries are each enough work to be taken one by one on the CPU.
+_FEWEST_LONG_ROW_ENTRIES = 2**13
 
 
 def row_chunks(scores: Tensor) -> Iterator[slice]:
@@ -24,6 +26,11 @@ def row_chunks(scores: Tensor) -> Iterator[slice]:
     step = max(1, entries // max(1, scores.shape[1]))
     for start in range(0, len(scores), step):
         yield slice(start, start + step)
+
+
+def has_long_rows(scores: Tensor) -> bool:
+    """Whether `scores` (N, C) has so many classes that a way of its own pays."""
+    return scores.shape[1] >= _FEWEST_LONG_ROW_ENTRIES
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -76,8 +83,11 @@ def _kth_best(scores: Tensor, k: int | Tensor) -> Tensor:
     return ordered.gather(1, k.expand(len(scores), 1) - 1)
 
 
-def check_labels(labels: Tensor, scores: Tensor) -> None:
+def check_labels(labels: Tensor, scores: Tensor, num_classes: int | None = None) -> None:
     """Refuse labels that do not fit `scores` (N, C); the range is checked on the CPU only, where it costs no wait.
+
+    Args:
+        num_classes: C, where `scores` has only some of the columns.
 
     Raises:
         ConfigError: `scores` is not a floating-point (N, C) matrix, or `labels` not an int64 (N,) vector.
@@ -90,9 +100,18 @@ def check_labels(labels: Tensor, scores: Tensor) -> None:
                           f"got {_describe(labels)}")  # fmt: skip
     if labels.device.type != "cpu":
         return
+    check_label_range(labels, scores.shape[1] if num_classes is None else num_classes)
+
+
+def check_label_range(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels outside [0, C).
+
+    Raises:
+        DataError: as above.
+    """
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= scores.shape[1]:
-        raise DataError(f"labels must lie in [0, {scores.shape[1]}), the number of classes, but range from {low} to "
+    if low < 0 or high >= num_classes:
+        raise DataError(f"labels must lie in [0, {num_classes}), the number of classes, but range from {low} to "
                         f"{high}; does the head's num_classes match the data set?")  # fmt: skip
 
 

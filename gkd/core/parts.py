@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -64,7 +64,8 @@ class PartOf:
             arguments come from and the parameter of it that the rest of the name stands for. `build_part` does not
             know them: whoever builds such a Part splits its name.
         is_checked: construct each Part while the config is read, so that values which the class refuses are reported
-            with their line. For cheap classes without positional parameters.
+            with their line. For cheap classes.
+        check_with: what stands for the positional parameters then, such as a head's sizes.
     """
 
     def __init__(
@@ -76,12 +77,14 @@ class PartOf:
         include: Iterable[str] = (),
         open_prefixes: Mapping[str, tuple[Callable[..., Any], str]] | None = None,
         is_checked: bool = False,
+        check_with: Sequence[Any] = (),
     ) -> None:
         self.table = table
         self.kind = kind
         self.nested = {cls: PartOf(entries, cls.__name__.lower()) for cls, entries in (nested or {}).items()}
         self.include = frozenset(include)
         self.is_checked = is_checked
+        self.check_with = tuple(check_with)
         self.models = {name: self._model(name, factory, Literal[name]) for name, factory in table.items()}
         self.prefixes = {
             prefix: self._model(prefix, factory, Annotated[str, Field(pattern=f"^{re.escape(prefix)}.")], excluded)
@@ -152,7 +155,7 @@ class PartOf:
         nested = {key: value for key, value in part.arguments().items() if isinstance(value, Part)}
         tables = {key: self._table_of(value) for key, value in nested.items()}
         try:
-            build_part(part, self.table, tables=tables)
+            build_part(part, self.table, *self.check_with, tables=tables)
         except ConfigError as error:
             raise _refusal(str(error)) from None
 

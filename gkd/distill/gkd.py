@@ -6,17 +6,18 @@ Shapes: N images, C classes. S student, T teacher (superscript); P Primary, S Se
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from gkd.core.classes import compute_dtype, log_sum_exp, row_chunks
+from gkd.core.class_shard import ClassShard
+from gkd.core.classes import compute_dtype, has_long_rows
 from gkd.core.errors import ConfigError
 from gkd.core.types import Losses
-from gkd.distill.grouping import CumulativeMass, Grouping
+from gkd.distill.class_sharded import sharded_losses
+from gkd.distill.grouped_rows import RankedTerms
+from gkd.distill.grouped_terms import PARTS, GroupedTerms, primary_log_odds
+from gkd.distill.grouping import CumulativeMass, Grouping, RankedGrouping
 from gkd.distill.loss import DistillLoss, check_logits
 
 
@@ -32,8 +33,8 @@ class GroupedKD(DistillLoss):
 
     Source: Zhao et al., "Grouped Knowledge Distillation for Deep Face Recognition", AAAI 2023, and the authors' public
     code (T = 4, weights 8, 1, 0). Differences: masses come from log-sum-exps, so that one which rounds to 0 gives a
-    finite loss, not NaN; the gradient is computed from its formula and nothing of size (N, C) is kept for it but the
-    logits and the groups. It cannot be differentiated twice.
+    finite loss, not NaN. The gradient is computed from its formula; on the CPU, with many classes, that happens in the
+    forward pass, row by row. It cannot be differentiated twice.
 
     Args:
         temperature: T, above 0.
@@ -70,13 +71,17 @@ class GroupedKD(DistillLoss):
         self.weights = weights
         self.grouping = grouping
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Losses:
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, shard: ClassShard | None = None
+    ) -> Losses:
         """The losses of one batch, in fp32 (float64 where either input is).
 
         Args:
             student_logits: (N, C); the only input that gets a gradient, in its own type.
             teacher_logits: (N, C), over the same classes.
             labels: int64 (N,), in [0, C).
+            shard: where the classes are split over ranks, this rank's: both logits are then (N, K), its columns, of the
+                images of all ranks, in fp32 or less. Every rank must call it, and the losses are equal on all.
 
         Returns:
             Losses with stats `group_size` and `secondary_size` (mean sizes of both groups), `student_primary_mass` and
@@ -86,148 +91,63 @@ class GroupedKD(DistillLoss):
             ConfigError: shapes or types do not fit.
             DataError: a label is outside [0, C) (checked on the CPU).
         """
-        check_logits(student_logits, teacher_logits, labels)
+        check_logits(student_logits, teacher_logits, labels, shard)
         teacher_logits = teacher_logits.detach()
+        if shard is not None:
+            return sharded_losses(self, student_logits, teacher_logits, labels, shard)
+        if isinstance(self.grouping, RankedGrouping) and has_long_rows(student_logits):
+            if student_logits.is_cuda and compute_dtype(student_logits, teacher_logits) == torch.float32:
+                whole = ClassShard(student_logits.shape[1], 0, student_logits.shape[1])
+                return sharded_losses(self, student_logits, teacher_logits, labels, whole)
+            if not student_logits.is_cuda and self.weights["secondary"] == 0:
+                return self._by_rank(self.grouping, student_logits, teacher_logits, labels)
+        return self._by_mask(student_logits, teacher_logits, labels)
+
+    def _by_mask(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Losses:
         is_primary = self.grouping(student_logits.detach(), teacher_logits, labels)
         with_secondary = self.weights["secondary"] != 0
-        *terms, group_lse = _GroupedTerms.apply(
+        *terms, group_lse = GroupedTerms.apply(
             student_logits, teacher_logits, is_primary, self.temperature, with_secondary
         )
-        parts: dict[str, Tensor] = dict(zip(("binary", "primary", "secondary"), terms, strict=True))
-        if not with_secondary:
-            del parts["secondary"]
+        parts = dict(zip(PARTS, terms, strict=True))
+        return self.weighted(parts, _stats(is_primary.sum(dim=1), is_primary.shape[1], group_lse))
+
+    def weighted(self, parts: dict[str, Tensor], stats: dict[str, Tensor]) -> Losses:
+        """The total of the unweighted `parts`; secondary is left out where its weight is 0."""
+        if self.weights["secondary"] == 0:
+            parts = {name: part for name, part in parts.items() if name != "secondary"}
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
-        return Losses(total, parts, _stats(is_primary, group_lse))
+        return Losses(total, parts, stats)
+
+    def _by_rank(
+        self, grouping: RankedGrouping, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
+    ) -> Losses:
+        ranked = student_logits.detach() if grouping.rank_by == "student" else teacher_logits
+        k = torch.as_tensor(grouping.primary_sizes(ranked)).view(-1)
+        weights = (self.weights["binary"], self.weights["primary"])
+        total, binary, primary, group_lse = RankedTerms.apply(
+            # Without autograd a student that could get a gradient should not cost one.
+            student_logits if torch.is_grad_enabled() else student_logits.detach(),
+            teacher_logits,
+            labels,
+            k,
+            grouping.rank_by,
+            self.temperature,
+            weights,
+        )
+        return Losses(total, {"binary": binary, "primary": primary}, _stats(k, student_logits.shape[1], group_lse))
 
     def extra_repr(self) -> str:
         weights = ", ".join(f"{name}_weight={weight}" for name, weight in self.weights.items())
         return f"temperature={self.temperature}, {weights}, grouping={self.grouping}"
 
 
-def _stats(is_primary: Tensor, group_lse: Tensor) -> dict[str, Tensor]:
-    student_mass, teacher_mass = _primary_log_odds(group_lse).sigmoid().mean(dim=1)
+def _stats(group_sizes: Tensor, num_classes: int, group_lse: Tensor) -> dict[str, Tensor]:
+    student_mass, teacher_mass = primary_log_odds(group_lse).sigmoid().mean(dim=1)
+    group_size = group_sizes.double().mean()
     return {
-        "group_size": is_primary.sum(dtype=torch.float64) / len(is_primary),
-        "secondary_size": (~is_primary).sum(dtype=torch.float64) / len(is_primary),
+        "group_size": group_size,
+        "secondary_size": num_classes - group_size,
         "student_primary_mass": student_mass,
         "teacher_primary_mass": teacher_mass,
     }
-
-
-class _GroupedTerms(torch.autograd.Function):
-    """(binary, primary, secondary, log-sum-exps): the first three are scalars to differentiate.
-
-    Kept for backward: both logits, the groups, and log-sum-exps (4, N): student P, student S, teacher P, teacher S.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, is_primary: Tensor, temperature: float, with_secondary: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        chunks = [
-            _row_terms(student[rows], teacher[rows], is_primary[rows], temperature, with_secondary)
-            for rows in row_chunks(student)
-        ]
-        row_terms = torch.cat([terms for terms, _ in chunks], dim=1)
-        group_lse = torch.cat([lse for _, lse in chunks], dim=1)
-        ctx.save_for_backward(student, teacher, is_primary, group_lse)
-        ctx.mark_non_differentiable(group_lse)
-        ctx.temperature = temperature
-        binary, primary, secondary = (row_terms.mean(dim=1) * temperature**2).to(compute_dtype(student, teacher))
-        return binary, primary, secondary, group_lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_terms: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, is_primary, group_lse = ctx.saved_tensors
-        # T²/N of the loss times 1/T of the derivative of logits / T.
-        grad_terms_per_row = torch.stack(grad_terms[:3]).double() * (ctx.temperature / len(student))
-        grad = torch.empty_like(student)
-        for rows in row_chunks(student):
-            coefficients = _coefficients(group_lse[:, rows], grad_terms_per_row)
-            grad[rows] = _row_gradient(
-                student[rows], teacher[rows], is_primary[rows], group_lse[:, rows], coefficients, ctx.temperature
-            )
-        return grad, None, None, None, None
-
-
-def _row_terms(
-    student_logits: Tensor, teacher_logits: Tensor, is_primary: Tensor, temperature: float, with_secondary: bool
-) -> tuple[Tensor, Tensor]:
-    """Binary, primary and secondary of each row (3, n), and the log-sum-exps (4, n), all without T² and in float64."""
-    dtype = compute_dtype(student_logits, teacher_logits)
-    student, teacher = student_logits.to(dtype) / temperature, teacher_logits.to(dtype) / temperature
-    groups = (is_primary, ~is_primary)
-    group_lse = torch.stack([log_sum_exp(logits, group) for logits in (student, teacher) for group in groups])
-    primary = _divergence(student, teacher, groups[0], group_lse[0], group_lse[2])
-    secondary = torch.zeros_like(primary)
-    if with_secondary:
-        secondary = _divergence(student, teacher, groups[1], group_lse[1], group_lse[3])
-    return torch.stack([_binary_divergence(group_lse), primary, secondary]), group_lse
-
-
-def _divergence(student: Tensor, teacher: Tensor, group: Tensor, student_lse: Tensor, teacher_lse: Tensor) -> Tensor:
-    """Σ_g p̂^T (u^T - u^S) - (LSE^T - LSE^S) of each row; 0 where the group is empty.
-
-    The difference of the log-sum-exps is taken out inside the sum, so that large parts do not cancel in fp32.
-    """
-    is_empty = teacher_lse.isneginf()
-    lse_gap = (teacher_lse - student_lse).masked_fill(is_empty, 0.0)
-    rounded_gap = lse_gap.to(student.dtype)
-    reference = teacher_lse.masked_fill(is_empty, 0.0).to(student.dtype)
-    weights = (teacher - reference[:, None]).exp_().masked_fill_(~group, 0.0)
-    gap = (teacher - student).sub_(rounded_gap[:, None])
-    mean_gap = gap.mul_(weights).sum(dim=1, dtype=torch.float64) / weights.sum(dim=1, dtype=torch.float64)
-    return (mean_gap + (rounded_gap.double() - lse_gap)).masked_fill(is_empty, 0.0)
-
-
-def _primary_log_odds(group_lse: Tensor) -> Tensor:
-    """log(b_P / b_S) of the student and the teacher: (2, n); +inf where Secondary is empty."""
-    return group_lse[0::2] - group_lse[1::2]
-
-
-def _binary_divergence(group_lse: Tensor) -> Tensor:
-    student_odds, teacher_odds = _primary_log_odds(group_lse)
-    on_primary = F.logsigmoid(teacher_odds) - F.logsigmoid(student_odds)
-    on_secondary = F.logsigmoid(-teacher_odds) - F.logsigmoid(-student_odds)
-    divergence: Tensor = teacher_odds.sigmoid() * on_primary + (-teacher_odds).sigmoid() * on_secondary
-    return divergence.masked_fill(teacher_odds.isposinf(), 0.0)
-
-
-def _coefficients(group_lse: Tensor, grad_terms: Tensor) -> Tensor:
-    """What multiplies p̂^S on P, p̂^S on S, p̂^T on P and p̂^T on S in the gradient: (4, n)."""
-    binary, primary, secondary = grad_terms
-    student_odds, teacher_odds = _primary_log_odds(group_lse)
-    from_binary = binary * (student_odds.sigmoid() - teacher_odds.sigmoid())
-    return torch.stack(
-        [
-            primary + from_binary,
-            secondary - from_binary,
-            primary.expand_as(from_binary),
-            secondary.expand_as(from_binary),
-        ]
-    )
-
-
-def _row_gradient(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    is_primary: Tensor,
-    group_lse: Tensor,
-    coefficients: Tensor,
-    temperature: float,
-) -> Tensor:
-    """Binary p̂^S (b_g^S - b_g^T) and, in each group that counts, p̂^S - p̂^T, weighted and summed: (n, C)."""
-    dtype = compute_dtype(student_logits, teacher_logits)
-    rounded_lse = group_lse.to(dtype)
-    # What rounding a log-sum-exp takes away goes into the coefficient: p̂^S - p̂^T is often far smaller than either.
-    coefficients = (coefficients * (rounded_lse - group_lse).exp()).to(dtype).unsqueeze(2)
-    rounded_lse = rounded_lse.unsqueeze(2)
-
-    def weighted(logits: Tensor, row: int) -> Tensor:
-        lse = torch.where(is_primary, rounded_lse[row], rounded_lse[row + 1])
-        weight = torch.where(is_primary, coefficients[row], coefficients[row + 1])
-        return (logits.to(dtype) / temperature - lse).exp_() * weight
-
-    gradient: Tensor = weighted(student_logits, 0) - weighted(teacher_logits, 2)
-    return gradient

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from gkd.core.classes import compute_dtype, row_chunks, top_k_mask
+from gkd.core.class_prefix import num_short
+from gkd.core.classes import compute_dtype, has_long_rows, row_chunks, top_k_mask
 from gkd.core.distributed import all_reduce_sum
 from gkd.core.errors import ConfigError
+from gkd.distill.class_mass import batch_masses, row_powers
 from gkd.distill.loss import check_logits
 
 _log = logging.getLogger(__name__)
@@ -30,7 +33,24 @@ class Grouping(Protocol):
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor: ...
 
 
-class TopK:
+class RankedGrouping(ABC):
+    """A grouping by rank: Primary is the target and the K - 1 best other classes; subclasses choose K."""
+
+    rank_by: RankBy
+
+    @torch.no_grad()
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        """Primary as bool (N, C). Where K looks at the global batch, every rank must call it, once per step."""
+        check_logits(student_logits, teacher_logits, labels)
+        ranked = student_logits if self.rank_by == "student" else teacher_logits
+        return target_and_best_others(ranked, labels, self.primary_sizes(ranked))
+
+    @abstractmethod
+    def primary_sizes(self, ranked: Tensor) -> int | Tensor:
+        """K for the ranked network's logits (N, C): a number, or int64 (1, 1) for all rows or (N, 1)."""
+
+
+class TopK(RankedGrouping):
     """A fixed K: the target and the k - 1 best other classes of each sample.
 
     With k at or above the number of classes everything is Primary and Binary is 0; that is logged once as a warning.
@@ -53,22 +73,21 @@ class TopK:
         self.rank_by = rank_by
         self._has_warned = False
 
-    @torch.no_grad()
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """Primary as bool (N, C)."""
-        check_logits(student_logits, teacher_logits, labels)
-        ranked = student_logits if self.rank_by == "student" else teacher_logits
-        num_classes = ranked.shape[1]
+    def primary_sizes(self, ranked: Tensor) -> int:
+        return self.clamped(ranked.shape[1])
+
+    def clamped(self, num_classes: int) -> int:
+        """k, or the number of classes in play where that is smaller, with a warning the first time."""
         if self.k >= num_classes and not self._has_warned:
             _log.warning("grouping.k is %d but there are %d classes: Secondary is empty", self.k, num_classes)
             self._has_warned = True
-        return _target_and_best_others(ranked, labels, min(self.k, num_classes))
+        return min(self.k, num_classes)
 
     def __repr__(self) -> str:
         return f"TopK(k={self.k}, rank_by={self.rank_by})"
 
 
-class CumulativeMass:
+class CumulativeMass(RankedGrouping):
     """The smallest K whose best classes hold a share `threshold` of the ranked network's probability.
 
     batch: class probabilities are summed over the global batch (all ranks), sorted, and K is the smallest of
@@ -113,22 +132,28 @@ class CumulativeMass:
         self.k_step = k_step
 
     @torch.no_grad()
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """Primary as bool (N, C). In batch scope every rank must call it, once per step."""
-        check_logits(student_logits, teacher_logits, labels)
-        ranked = student_logits if self.rank_by == "student" else teacher_logits
-        k = self._batch_k(ranked) if self.scope == "batch" else self._sample_k(ranked)
-        return _target_and_best_others(ranked, labels, k)
+    def primary_sizes(self, ranked: Tensor) -> Tensor:
+        return self._batch_k(ranked) if self.scope == "batch" else self._sample_k(ranked)
 
     def _batch_k(self, ranked: Tensor) -> Tensor:
         mass = torch.zeros(ranked.shape[1] + 1, dtype=torch.float64, device=ranked.device)
-        for rows in row_chunks(ranked):
-            mass[:-1] += self._probabilities(ranked[rows]).sum(dim=0, dtype=torch.float64)
+        if has_long_rows(ranked):
+            mass[:-1] = batch_masses(ranked, self.temperature)
+        else:
+            for rows in row_chunks(ranked):
+                mass[:-1] += self._probabilities(ranked[rows]).sum(dim=0, dtype=torch.float64)
         mass[-1] = len(ranked)  # the number of samples travels with the masses: one collective
         all_reduce_sum(mass)
+        if has_long_rows(ranked):
+            short = num_short(mass[:-1], self.threshold * mass[-1].item())
+            return self._on_grid(torch.tensor([[short]]), ranked.shape[1])
         return self._smallest_k(mass[None, :-1], self.threshold * mass[-1])
 
     def _sample_k(self, ranked: Tensor) -> Tensor:
+        if has_long_rows(ranked):
+            rows = row_powers(ranked, self.temperature)
+            short = [num_short(row, self.threshold * row.sum(dtype=torch.float64).item()) for row in rows]
+            return self._on_grid(torch.tensor(short)[:, None], ranked.shape[1])
         chunks = (self._probabilities(ranked[rows]) for rows in row_chunks(ranked))
         return torch.cat([self._smallest_k(mass, self.threshold) for mass in chunks])
 
@@ -138,9 +163,12 @@ class CumulativeMass:
     def _smallest_k(self, mass: Tensor, due: Tensor | float) -> Tensor:
         """K of each row of `mass` (rows, C): int64 (rows, 1)."""
         reached = mass.sort(dim=1, descending=True).values.cumsum(dim=1, dtype=torch.float64)
-        num_short = (reached < due).sum(dim=1, keepdim=True)  # prefixes 1 … num_short do not suffice
+        return self._on_grid((reached < due).sum(dim=1, keepdim=True), mass.shape[1])
+
+    def _on_grid(self, num_short: Tensor, num_classes: int) -> Tensor:
+        """The least value that K may take where the best 1 ... num_short classes do not suffice."""
         num_steps = torch.div(num_short + self.k_step - 1, self.k_step, rounding_mode="floor")
-        return (1 + num_steps * self.k_step).clamp_max(mass.shape[1])
+        return (1 + num_steps * self.k_step).clamp_max(num_classes)
 
     def __repr__(self) -> str:
         return (
@@ -149,7 +177,11 @@ class CumulativeMass:
         )
 
 
-def _target_and_best_others(ranked: Tensor, labels: Tensor, k: int | Tensor) -> Tensor:
+def target_and_best_others(ranked: Tensor, labels: Tensor, k: int | Tensor) -> Tensor:
+    """The target and the k - 1 best other classes of each row of `ranked` (N, C), as bool (N, C).
+
+    `k` is a number, or int64 (1, 1) for all rows or (N, 1).
+    """
     is_primary = torch.empty(ranked.shape, dtype=torch.bool, device=ranked.device)
     for rows in row_chunks(ranked):
         # With the target made the best of all, the k best are the target and the k - 1 best others.

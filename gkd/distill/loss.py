@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gkd.core.class_shard import ClassShard
 from gkd.core.classes import check_labels
 from gkd.core.errors import ConfigError
 from gkd.core.types import Losses
@@ -39,8 +40,13 @@ class DistillLoss(nn.Module, ABC):
         """Be told, once and before training, how long the student's and the teacher's embeddings are."""
 
 
-def check_logits(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> None:
+def check_logits(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, shard: ClassShard | None = None
+) -> None:
     """Refuse logits of different shapes, and labels that do not fit them.
+
+    Args:
+        shard: which classes the columns are; None for all.
 
     Raises:
         ConfigError: shapes or types do not fit.
@@ -51,7 +57,12 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor)
             f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} must be "
             "floating-point (N, C) of equal shape: both heads need the same classes in the same order"
         )
-    check_labels(labels, student_logits)
+    if shard is not None and student_logits.shape[1:] != (shard.size,):
+        raise ConfigError(
+            f"logits over a class shard must be (N, {shard.size}), one column for each class from {shard.start} to "
+            f"{shard.stop - 1}, got {tuple(student_logits.shape)}"
+        )
+    check_labels(labels, student_logits, None if shard is None else shard.num_classes)
 
 
 def check_embeddings(student_embeddings: Tensor, teacher_embeddings: Tensor, labels: Tensor) -> None:

@@ -4,8 +4,12 @@ N images, D embedding dimension, C classes. Each table maps a YAML name to its c
 """
 
 from gkd.heads.margins import MARGINS, ArcFace, CosFace, Margin
+from gkd.heads.partial_fc import PartialFCHead
+from gkd.heads.sharded import ShardedHead
 from gkd.heads.softmax import SoftmaxHead
 
-HEADS: dict[str, type[SoftmaxHead]] = {"softmax": SoftmaxHead}
+Head = SoftmaxHead | ShardedHead
 
-__all__ = ["HEADS", "MARGINS", "ArcFace", "CosFace", "Margin", "SoftmaxHead"]
+HEADS: dict[str, type[Head]] = {"softmax": SoftmaxHead, "sharded": ShardedHead, "partial_fc": PartialFCHead}
+
+__all__ = ["HEADS", "MARGINS", "ArcFace", "CosFace", "Head", "Margin", "PartialFCHead", "ShardedHead", "SoftmaxHead"]

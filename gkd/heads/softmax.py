@@ -9,7 +9,20 @@ from torch import Tensor, nn
 from gkd.core.errors import ConfigError
 
 # Shorter vectors have no direction: their cosines are 0 and no gradient reaches them.
-_SHORTEST_NORM = 1e-12
+SHORTEST_NORM = 1e-12
+WEIGHT_DEVIATION = 0.01
+
+
+def check_sizes(embedding_dim: int, num_classes: int) -> None:
+    """Refuse sizes that leave nothing to compare.
+
+    Raises:
+        ConfigError: a size below 1.
+    """
+    if embedding_dim < 1 or num_classes < 1:
+        raise ConfigError(
+            f"a head needs embedding_dim and num_classes of at least 1, got {embedding_dim} and {num_classes}"
+        )
 
 
 class SoftmaxHead(nn.Module):
@@ -27,12 +40,9 @@ class SoftmaxHead(nn.Module):
 
     def __init__(self, embedding_dim: int, num_classes: int) -> None:
         super().__init__()
-        if embedding_dim < 1 or num_classes < 1:
-            raise ConfigError(
-                f"a head needs embedding_dim and num_classes of at least 1, got {embedding_dim} and {num_classes}"
-            )
+        check_sizes(embedding_dim, num_classes)
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim))
-        nn.init.normal_(self.weight, std=0.01)
+        nn.init.normal_(self.weight, std=WEIGHT_DEVIATION)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """The same as `cosine`."""
@@ -54,7 +64,7 @@ class SoftmaxHead(nn.Module):
                 "backbone's and the head's embedding_dim must be equal"
             )
         with torch.autocast(embeddings.device.type, enabled=False):
-            cosine = F.linear(_normalise(embeddings.to(self.weight.dtype)), _normalise(self.weight))
+            cosine = F.linear(unit_vectors(embeddings.to(self.weight.dtype)), unit_vectors(self.weight))
             with torch.no_grad():
                 cosine.clamp_(-1.0, 1.0)
         return cosine
@@ -63,7 +73,8 @@ class SoftmaxHead(nn.Module):
         return f"embedding_dim={self.weight.shape[1]}, num_classes={self.weight.shape[0]}"
 
 
-def _normalise(vectors: Tensor) -> Tensor:
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Rows (N, D) divided by their lengths; one without a direction becomes 0 and gets no gradient."""
     norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    inverse = norm.clamp_min(_SHORTEST_NORM).reciprocal()
-    return vectors * torch.where(norm > _SHORTEST_NORM, inverse, 0.0)
+    inverse = norm.clamp_min(SHORTEST_NORM).reciprocal()
+    return vectors * torch.where(norm > SHORTEST_NORM, inverse, 0.0)

@@ -21,6 +21,8 @@ from gkd.inference.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
+COSINES_AT_ONCE = 2**27
+
 
 @dataclass(frozen=True)
 class TeacherCheck:
@@ -111,8 +113,10 @@ def _rank1(teacher: Teacher, dataset: FaceData, indices: npt.NDArray[np.int64], 
         device=device,
         describe=lambda position: dataset.describe(int(indices[position])),
     )
-    cosine = teacher.head.cosine(torch.from_numpy(embeddings).to(device))
-    predicted = cosine.argmax(1).cpu().numpy()
+    # Some images at a time: with millions of classes the cosines of all would not fit.
+    rows = max(1, COSINES_AT_ONCE // len(teacher.head.weight))
+    parts = torch.split(torch.from_numpy(embeddings).to(device), rows)
+    predicted = torch.cat([teacher.head.cosine(part).argmax(1) for part in parts]).cpu().numpy()
     return float(np.mean(predicted == np.array([label for _, label in records])))
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gkd.core.class_shard import ClassShard
 from gkd.core.types import Batch, Views
 from gkd.heads import SoftmaxHead
 from gkd.inference.embedding_store import EmbeddingStore
@@ -51,6 +52,11 @@ class Teacher(nn.Module):
         """Stay in eval mode; `mode` is ignored."""
         super().train(False)
         return self
+
+    def keep_classes(self, shard: ClassShard) -> None:
+        """Keep the class weights of `shard` only, for losses that work rank by rank; no more logits are shown."""
+        self.head.weight = nn.Parameter(self.head.weight[shard.start : shard.stop].clone(), requires_grad=False)
+        self.shows_logits = False
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Views:

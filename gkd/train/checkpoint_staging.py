@@ -7,13 +7,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from gkd.core import distributed
+from gkd.train.class_weights import copy_of
 
 
 class HostCopies:
     """Copies tensors to host memory, into the same buffers each time; those for CUDA tensors are pinned.
 
-    Each rank copies its own shards (DTensors). Other tensors are the same on all ranks, and only rank 0's are ever
-    stored, so only rank 0 copies them; elsewhere one number stands for all, to say name, shape and dtype.
+    Each rank copies its own shards (DTensors), and the copies are shards of the same rows. Other tensors are the same
+    on all ranks, and only rank 0's are ever stored, so only rank 0 copies them; elsewhere one number stands for all, to
+    say name, shape and dtype.
     """
 
     def __init__(self) -> None:
@@ -38,8 +40,7 @@ class HostCopies:
         if not isinstance(tensor, DTensor) and distributed.rank() != 0:
             return torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
         buffer = self._buffer(name, local).copy_(local, non_blocking=True)
-        # `DTensor.from_local` would move the copy back to the mesh's device.
-        return DTensor(buffer, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else buffer
+        return copy_of(tensor, buffer) if isinstance(tensor, DTensor) else buffer
 
     def _buffer(self, name: str, tensor: Tensor) -> Tensor:
         old = self._buffers.get(name)

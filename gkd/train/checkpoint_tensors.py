@@ -63,7 +63,7 @@ class _Reader(FileSystemReader):
     def _read_item(self, item: ReadItem, planner: LoadPlanner) -> None:
         index = item.storage_index
         chunk = self._chunks[index.fqn, tuple(index.offset or ())]
-        box = _read_chunk(self._folder, chunk, self._stored[index.fqn].dtype, index.fqn)
+        box = read_chunk(self._folder, chunk, self._stored[index.fqn].dtype, index.fqn)
         for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
             box = box.narrow(dim, start, length)
         target = planner.resolve_tensor(item).detach()
@@ -160,7 +160,12 @@ def _as_dcp(tensor: StoredTensor) -> TensorStorageMetadata:
     return TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(tensor.shape), chunks)
 
 
-def _read_chunk(folder: Path, chunk: StoredChunk, dtype: torch.dtype, name: str) -> Tensor:
+def read_chunk(folder: Path, chunk: StoredChunk, dtype: torch.dtype, name: str) -> Tensor:
+    """One chunk of the stored tensor `name`, on the CPU; `dtype` is what the checkpoint lists for it.
+
+    Raises:
+        CheckpointError: its bytes are damaged, unsafe, or not the tensor that is listed.
+    """
     with (folder / chunk.file).open("rb") as stream:
         stream.seek(chunk.start_byte)
         data = stream.read(chunk.num_bytes)

@@ -1,6 +1,6 @@
 """Start a run from weights that another run trained: the backbone whole, and of the head what still fits.
 
-C classes, D embedding dimension.
+C classes, K of them on this rank, D embedding dimension.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from gkd.core.class_shard import ClassShard
 from gkd.core.errors import CheckpointError, ConfigError
 from gkd.models import Backbone, load_head, load_weights
+from gkd.train.class_weights import class_shards
 from gkd.train.objective import ClassificationObjective
 
 # Where a run folder keeps its backbone, and a folder of weights.
@@ -35,8 +37,8 @@ def start_from(
 
     The class weights lie in `head.pt` (or `head.safetensors`) beside the backbone's file. They are taken over where
     they were trained on the very same data; else row by row, for the identities whose names are in both. Every other
-    row stays as it was drawn. Called before the first step on every rank, before DDP and before an `Ema` is made; a run
-    that resumes needs none.
+    row stays as it was drawn. Of class weights that are split over the ranks each rank takes its own rows. Called
+    before the first step on every rank, before DDP and before an `Ema` is made; a run that resumes needs none.
 
     Args:
         objective: freshly built, on any device; filled in place.
@@ -47,7 +49,7 @@ def start_from(
         is_head_kept: False draws all class weights anew, such as where equal names mean other people.
 
     Returns:
-        What was done, as lines for the log.
+        What was done, as lines for the log, the same on every rank.
 
     Raises:
         CheckpointError: a file is missing, damaged or unsafe, or of another network than this run's.
@@ -64,14 +66,15 @@ def start_from(
     if report.input_spec is None:
         lines.append(f"input: the file does not say what it was trained with; this run has {objective.input_spec}")
     weight = objective.head.weight
-    assert len(weight) == num_classes
+    shard = class_shards(objective).get("head.weight", ClassShard(num_classes, 0, num_classes))
+    assert (shard.num_classes, shard.size) == (num_classes, len(weight))
     anew = f"head: drawn anew for {num_classes} classes"
     if not is_head_kept:
         return [*lines, f"{anew}, as asked"]
     heads = [path.with_name(name) for name in HEAD_FILES if path.with_name(name).is_file()]
     if not heads:
         return [*lines, f"{anew}; there is no {path.with_name(HEAD_FILES[0])}"]
-    return [*lines, _fill_head(weight, heads[0], identity_names, fingerprint, anew)]
+    return [*lines, _fill_head(weight, shard, heads[0], identity_names, fingerprint, anew)]
 
 
 def _student_file(path: Path) -> Path:
@@ -86,24 +89,26 @@ def _student_file(path: Path) -> Path:
     return found[0]
 
 
-def _fill_head(weight: Tensor, path: Path, names: Sequence[str] | None, fingerprint: str, anew: str) -> str:
-    """Copy what fits from the head file into `weight` (C, D); returns what was done."""
+def _fill_head(
+    weight: Tensor, shard: ClassShard, path: Path, names: Sequence[str] | None, fingerprint: str, anew: str
+) -> str:
+    """Copy what fits from the head file into `weight` (K, D); returns what was done, on all ranks together."""
     saved, meta = load_head(path)
-    num_classes, num_saved = len(weight), len(saved)
+    num_classes, num_saved = shard.num_classes, len(saved)
     if saved.shape[1] != weight.shape[1]:
         raise CheckpointError(
             f"{path}: its class weights have {saved.shape[1]} dimensions and this backbone's embeddings "
             f"{weight.shape[1]}; it does not belong to the backbone beside it"
         )
     if num_saved == num_classes and meta.get("fingerprint") == fingerprint:
-        _copy_rows(weight, saved, {row: row for row in range(num_classes)})
+        _copy_rows(weight, shard, saved, {row: row for row in range(shard.start, shard.stop)})
         return f"head: all {num_classes} classes from {path}, trained on the same data"
     if names is None or meta.get("identity_names") is None:
         return f"{anew}; {path} has {num_saved} classes of other data, and without identity names none can be matched"
     rows = _rows_by_name(names, meta["identity_names"])
     if not rows:
         return f"{anew}; none of the {num_saved} identities of {path} has the name of one of them"
-    _copy_rows(weight, saved, rows)
+    _copy_rows(weight, shard, saved, rows)
     rest = num_classes - len(rows)
     what = f"{len(rows)} of {num_classes} classes, those that" if rest else f"all {num_classes} classes, which"
     others = f"; the other {rest} are drawn anew" if rest else ""
@@ -122,6 +127,8 @@ def _places(names: Sequence[str]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _copy_rows(weight: Tensor, saved: Tensor, rows: dict[int, int]) -> None:
-    """weight[own] = saved[theirs] for every own and theirs in `rows`."""
-    weight[list(rows)] = saved[list(rows.values())].to(weight)
+def _copy_rows(weight: Tensor, shard: ClassShard, saved: Tensor, rows: dict[int, int]) -> None:
+    """weight[own] = saved[theirs] for every class `own` of this rank and `theirs` in `rows`."""
+    pairs = [(own - shard.start, theirs) for own, theirs in rows.items() if shard.start <= own < shard.stop]
+    own, theirs = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    weight[own.to(weight.device)] = saved[theirs].to(weight)

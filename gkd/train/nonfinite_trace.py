@@ -90,6 +90,8 @@ def _note_gradient(name: str, found: FirstBad) -> Any:
 
 def _is_finite(value: Any) -> bool:
     """Whether all floating-point tensors in `value`, a tensor or a nest of tuples, lists and dicts, are finite."""
+    if isinstance(value, Tensor) and value.is_sparse:
+        return _is_finite(value.coalesce().values())
     if isinstance(value, Tensor):
         return not value.is_floating_point() or bool(torch.isfinite(value).all())
     if isinstance(value, dict):

@@ -5,17 +5,18 @@ N images, D embedding dimension, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gkd.core.class_shard import ClassShard
 from gkd.core.errors import ConfigError
 from gkd.core.types import Batch, Losses, Views
 from gkd.distill import DistillLoss
-from gkd.heads import Margin, SoftmaxHead
+from gkd.heads import Head, Margin, ShardedHead, SoftmaxHead
 from gkd.models import InputSpec
 
 
@@ -25,24 +26,34 @@ class ClassificationObjective(nn.Module):
     loss = -1/N sum_n log softmax(margin(cos(theta_n), y_n))[y_n]
     """
 
-    head: SoftmaxHead
+    head: Head
 
-    def __init__(self, backbone: nn.Module, head: SoftmaxHead, margin: Margin, input_spec: InputSpec) -> None:
+    def __init__(self, backbone: nn.Module, head: Head, margin: Margin, input_spec: InputSpec) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.margin = margin
         self.input_spec = input_spec
         self.step = 0  # the global step, set by the trainer: the only clock
+        # Parameters that hold only this rank's classes, by name; DDP, clipping and checkpoints treat them apart.
+        self.class_shards: dict[str, ClassShard] = {}
+        if isinstance(head, ShardedHead):
+            self.class_shards["head.weight"] = head.shard
 
     def forward(self, batch: Batch) -> Losses:
         """Losses of `batch`: `parts["classification"]` and, as statistics, the batch's training accuracy."""
         _, _, losses = self.classify(batch)
         return losses
 
+    def embed(self, batch: Batch) -> Tensor:
+        """The student's embeddings (N, D)."""
+        embeddings: Tensor = self.backbone(self.input_spec.convert(batch.images))
+        return embeddings
+
     def classify(self, batch: Batch) -> tuple[Views, Tensor, Losses]:
         """The student's embeddings (N, D) and cosines (N, C), its margin logits (N, C) and its cross entropy."""
-        embeddings = self.backbone(self.input_spec.convert(batch.images))
+        embeddings = self.embed(batch)
+        assert isinstance(self.head, SoftmaxHead)
         cosine = self.head.cosine(embeddings)
         logits: Tensor = self.margin(cosine, batch.labels)
         loss = F.cross_entropy(logits, batch.labels)
@@ -88,7 +99,7 @@ class DistillationObjective(ClassificationObjective):
     def __init__(
         self,
         backbone: nn.Module,
-        head: SoftmaxHead,
+        head: Head,
         margin: Margin,
         input_spec: InputSpec,
         teacher: nn.Module,
@@ -115,12 +126,20 @@ class DistillationObjective(ClassificationObjective):
         """
         teacher: Views = self.__dict__["teacher"](batch)
         student, margin_logits, losses = self.classify(batch)
+
+        def losses_of(term: DistillTerm) -> Losses:
+            tensors = self._term_tensors(term, student, margin_logits, teacher, batch.labels)
+            term_losses: Losses = term.loss(*tensors, batch.labels)
+            return term_losses
+
+        return self.add_terms(losses, losses_of)
+
+    def add_terms(self, losses: Losses, losses_of: Callable[[DistillTerm], Losses]) -> Losses:
+        """The cross entropy `losses` with every term's weighted losses, as `losses_of` gives them."""
         total, parts, stats = losses.total, dict(losses.parts), dict(losses.stats)
         for term in self.terms:
             weight = term.weight_at(self.step // self.steps_per_epoch)
-            term_losses: Losses = term.loss(
-                *self._term_tensors(term, student, margin_logits, teacher, batch.labels), batch.labels
-            )
+            term_losses = losses_of(term)
             total = total + weight * term_losses.total
             parts |= {f"{term.name}/{name}": part for name, part in term_losses.parts.items()}
             parts[f"{term.name}/weighted"] = weight * term_losses.total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gkd.core import distributed
 from gkd.core.errors import ConfigError
 from gkd.train.batch_norm import freeze_batch_norm as freeze_batch_norm
+from gkd.train.row_sgd import RowSgd
 
 MAX_NAMES_SHOWN = 6
 
@@ -95,14 +97,16 @@ def build_sgd(
     weight_decay: float = 5e-4,
     decay_norm_and_bias: bool = False,
     groups: Sequence[GroupRule] = (),
-) -> torch.optim.SGD:
+) -> RowSgd:
     """SGD over the trained parameters of `module`, grouped as `param_groups` says.
+
+    A sparse gradient moves its own rows only; see `RowSgd`.
 
     Raises:
         ConfigError: as `param_groups`.
     """
     parameters = param_groups(module, groups, weight_decay=weight_decay, decay_norm_and_bias=decay_norm_and_bias)
-    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
+    optimizer = RowSgd(parameters, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
     set_lr(optimizer, lr)
     return optimizer
 
@@ -113,14 +117,50 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
-    """The global L2 norm of the gradients, as a scalar on their device; scales them down to `max_norm` where given."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if max_norm is not None:
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None, sharded: Collection[Tensor] = ()) -> Tensor:
+    """The global L2 norm of the gradients, as a scalar on their device; scales them down to `max_norm` where given.
+
+    norm² = Σ replicated² + Σ_ranks Σ sharded². It is the same on every rank. Nothing waits for the device, except where
+    a sparse gradient has to be coalesced, and is then left so.
+
+    Args:
+        parameters: all that are trained; what has no gradient counts as 0.
+        max_norm: None scales nothing.
+        sharded: those whose gradients are this rank's classes alone, whether `parameters` holds them or not. Where
+            there are any, this is collective: every rank must have the same ones.
+    """
+    trained = {id(each): each for each in (*parameters, *sharded) if each.grad is not None}
+    gradients = {key: _values_of_gradient(each) for key, each in trained.items()}
+    if sharded and distributed.world_size() > 1:
+        norm = _norm_over_ranks(gradients, sharded)
+    else:
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+    if max_norm is not None and gradients:
         factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_(list(gradients.values()), factor)
     return norm
+
+
+def _values_of_gradient(parameter: Tensor) -> Tensor:
+    """The numbers of a gradient, in its own memory; of a sparse one each row once."""
+    assert parameter.grad is not None
+    if parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.coalesce()
+        return parameter.grad.values().detach()
+    return parameter.grad
+
+
+def _norm_over_ranks(gradients: dict[int, Tensor], sharded: Collection[Tensor]) -> Tensor:
+    """The norm of `gradients`, given by the id of their parameters, and of what the other ranks have of `sharded`."""
+    ids, like = {id(parameter) for parameter in sharded}, next(iter(sharded))
+    own = _squared_norm([gradient for key, gradient in gradients.items() if key in ids], like)
+    replicated = _squared_norm([gradient for key, gradient in gradients.items() if key not in ids], like)
+    return (replicated + distributed.all_reduce_sum(own)).sqrt().to(like.dtype)
+
+
+def _squared_norm(gradients: list[Tensor], like: Tensor) -> Tensor:
+    # The squares of large fp32 norms would overflow in fp32.
+    return torch.nn.utils.get_total_norm(gradients).to(like.device, torch.float64).square()
 
 
 def _rule_of_each(names: Sequence[str], groups: Sequence[GroupRule]) -> dict[str, GroupRule]:

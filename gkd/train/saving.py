@@ -43,7 +43,9 @@ class BackgroundSaver:
         last_error: why the last of them failed, or None.
         is_last_whole: whether the newest save, once waited for, left everything that it should.
         last_path: the newest checkpoint that was saved here, or None.
-        staged: what is being written, or was last: the copies by name, complete on rank 0 only. `also` may read them.
+        staged: what is being written, or was last: the copies by name, on rank 0 only. `also` may read them; of class
+            weights that are split over the ranks they hold rank 0's rows, and `read_whole` gives the others from the
+            checkpoint in `last_path`.
     """
 
     def __init__(self, checkpoints: Checkpoints, *, timeout_minutes: float = 10.0) -> None:

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from gkd.core import distributed
 from gkd.core.errors import CheckpointError, ConfigError
+from gkd.train.class_weights import as_whole, class_shards
 from gkd.train.ema import Ema
+
+# What is kept of a parameter.
+_KINDS = ("model", "momentum", "ema")
 
 
 def run_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None) -> dict[str, Tensor]:
@@ -20,7 +24,8 @@ def run_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema
 
     The tensors are the live ones, so a checkpoint loaded into them restores the run. Momentum that does not exist yet
     is made as zeros, which SGD's first step treats alike. What the optimiser does not hold, such as a frozen
-    parameter, has none.
+    parameter, has none. Of the `class_shards` of the objective each rank gives its rows of the whole (C, D), under the
+    name and with the shape that they have where one rank holds every class. No rank talks to another.
     """
     tensors = {f"model/{name}": tensor.detach() for name, tensor in objective.state_dict().items()}
     momentum = {id(member): group["momentum"] for group in optimizer.param_groups for member in group["params"]}
@@ -32,7 +37,12 @@ def run_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema
             state["momentum_buffer"] = torch.zeros_like(parameter)
         tensors[f"momentum/{name}"] = state["momentum_buffer"]
     averages = {} if ema is None else ema.tensors
-    return tensors | {f"ema/{name}": tensor for name, tensor in averages.items()}
+    tensors |= {f"ema/{name}": tensor for name, tensor in averages.items()}
+    for name, shard in class_shards(objective).items():
+        for kept in (f"{kind}/{name}" for kind in _KINDS):
+            if kept in tensors:
+                tensors[kept] = as_whole(tensors[kept], shard)
+    return tensors
 
 
 def random_state() -> list[str]:

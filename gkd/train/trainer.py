@@ -20,6 +20,7 @@ from gkd.core.types import Batch, Losses
 from gkd.data.augment import Augment
 from gkd.data.loader import RawBatch
 from gkd.train.batch_norm import averaged, freeze_batch_norm, keep_frozen, statistics
+from gkd.train.class_weights import class_shards, sharded_parameters
 from gkd.train.ema import Ema
 from gkd.train.metrics import MetricSums, RunLog
 from gkd.train.nonfinite import NonFiniteGuard
@@ -103,6 +104,7 @@ class Trainer:
         self.watch = watch
         self.ema = ema
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.sharded = sharded_parameters(objective)
         self.model = _wrap(objective, device)
         self.sums = MetricSums()
         self.clock = _Clock()
@@ -148,7 +150,7 @@ class Trainer:
             batches.append(self._next_batch(incoming))
             with self._no_sync_before(index):
                 seen.append(self._forward_backward(batches[-1]))
-        norm = clip_gradients(self.parameters, self.settings.clip_norm)
+        norm = clip_gradients(self.parameters, self.settings.clip_norm, self.sharded)
         if self.guard.check(step, norm, seen, batches):
             self.optimizer.step()
             if self.ema is not None:
@@ -307,6 +309,10 @@ def format_seconds(seconds: float) -> str:
 def _wrap(objective: nn.Module, device: torch.device) -> nn.Module:
     if distributed.world_size() == 1:
         return objective
+    # A class shard's gradient is that of its rank's classes alone, and comes averaged as DDP would.
+    shards = list(class_shards(objective))
+    ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    ignore(objective, shards)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         # The setting's successor would overwrite each rank's own batch-norm statistics once, here.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)

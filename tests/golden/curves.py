@@ -1,4 +1,4 @@
-"""Golden loss curves: 30 steps of a classification run and of a Grouped KD run, as they were when last recorded.
+"""Golden loss curves: 30 steps of a classification run and of two Grouped KD runs, as they were when last recorded.
 
     OMP_NUM_THREADS=1 python -m tests.golden.curves
 
@@ -52,7 +52,7 @@ def cpu_model() -> str:
 
 
 def curves(folder: Path) -> Iterator[tuple[str, list[dict[str, float]]]]:
-    """Run both in `folder`, one after the other; gives each one's name and its figures, one dict a step."""
+    """Run all in `folder`, one after the other; gives each one's name and its figures, one dict a step."""
     write_data(folder)
     loop = {"epochs": 5, "batch_size": 8, "log_every": 1, "save_every": NUM_STEPS}
     _train(config(folder, train=loop, run={"folder": str(folder / "classification"), "seed": 5}))
@@ -70,6 +70,9 @@ def curves(folder: Path) -> Iterator[tuple[str, list[dict[str, float]]]]:
     }
     _train(config(folder, train=loop, **taught))
     yield "gkd", _figures(folder / "gkd")
+    sharded = taught | {"head": {"name": "sharded"}, "run": {"folder": str(folder / "gkd_sharded"), "seed": 6}}
+    _train(config(folder, train=loop, **sharded))
+    yield "gkd_sharded", _figures(folder / "gkd_sharded")
 
 
 def _train(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Kill a two-rank run at random moments, again and again, and compare what comes out with a run left in peace.
 
     scripts/chaos.sh [--kills 100] [--seed N] [--ranks 2] [--launcher forked|torchrun] [--report FILE]
+                     [--head softmax|sharded|partial_fc]
 
 The run is killed, started again with the same command, and so on until it has finished; then a new round begins. Each
 start must continue from the newest whole checkpoint that the kill left; each finished run must equal the undisturbed
@@ -28,7 +29,7 @@ import torch
 from tests.train import forked_launch
 from tests.train.kills import Kill, children_of, draw_kill, living_in
 from tests.train.run_state import differences, last_logged_step, newest_step
-from tests.train.tiny_run import ROOT, config, write_data
+from tests.train.tiny_run import ROOT, config, finish, train, write_data
 
 EPOCHS = 8  # of 5 steps each
 LIMIT_SECONDS = 180.0  # for one start, and for everything to end after a kill
@@ -67,7 +68,9 @@ class Report:
 class Chaos:
     """The kills, restarts and comparisons of one seed."""
 
-    def __init__(self, folder: Path, *, num_kills: int, seed: int, num_ranks: int, launcher: str) -> None:
+    def __init__(
+        self, folder: Path, *, num_kills: int, seed: int, num_ranks: int, launcher: str, head: str = "softmax"
+    ) -> None:
         self.folder = folder
         self.num_kills = num_kills
         self.rng = random.Random(seed)
@@ -80,7 +83,25 @@ class Chaos:
             train={"epochs": EPOCHS, "batch_size": 9, "log_every": 1, "save_every": 3, "precision": "fp32"},
             data={"workers": 1},
             evaluation={"every": 4},
+            **self._head(head),
         )
+
+    def _head(self, head: str) -> dict[str, object]:
+        """Settings of the run's head; one that is split over the ranks comes with a teacher and Grouped KD."""
+        if head == "softmax":
+            return {}
+        taught = config(self.folder, train={"epochs": 2}, run={"folder": str(self.folder / "teacher")})
+        finish(train(taught))
+        return {
+            "head": {"name": head},
+            "teacher": {
+                "run": str(self.folder / "teacher"),
+                "check_pairs": str(self.folder / "pairs.bin"),
+                "min_accuracy": 0.2,
+                "min_train_rank1": 0.05,
+            },
+            "distill": [{"loss": {"name": "gkd", "grouping": {"name": "cumulative_mass"}}, "warmup_epochs": 2}],
+        }
 
     def run(self) -> Report:
         """Do it all; ends whatever is left running, also on failure."""
@@ -220,9 +241,11 @@ class Chaos:
         print(f"PROBLEM: {text}", flush=True)
 
 
-def chaos(folder: Path, *, num_kills: int, seed: int, num_ranks: int = 2, launcher: str = "forked") -> Report:
+def chaos(
+    folder: Path, *, num_kills: int, seed: int, num_ranks: int = 2, launcher: str = "forked", head: str = "softmax"
+) -> Report:
     """Train, kill `num_kills` times, compare; see the head of this file."""
-    return Chaos(folder, num_kills=num_kills, seed=seed, num_ranks=num_ranks, launcher=launcher).run()
+    return Chaos(folder, num_kills=num_kills, seed=seed, num_ranks=num_ranks, launcher=launcher, head=head).run()
 
 
 def start_torchrun(arguments: list[str], num_ranks: int, log: Path) -> int:
@@ -291,12 +314,25 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="repeats a series; drawn and printed where left out")
     parser.add_argument("--ranks", type=int, default=2, help="processes of the run (2)")
     parser.add_argument("--launcher", choices=("forked", "torchrun"), default="forked", help="torchrun is slower")
+    parser.add_argument(
+        "--head",
+        choices=("softmax", "sharded", "partial_fc"),
+        default="softmax",
+        help="the others come with Grouped KD",
+    )
     parser.add_argument("--report", type=Path, default=None, help="write everything to this file as JSON")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**31)
     print(f"seed {seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="gkd-chaos-"))
-    report = chaos(folder, num_kills=arguments.kills, seed=seed, num_ranks=arguments.ranks, launcher=arguments.launcher)
+    report = chaos(
+        folder,
+        num_kills=arguments.kills,
+        seed=seed,
+        num_ranks=arguments.ranks,
+        launcher=arguments.launcher,
+        head=arguments.head,
+    )
     if arguments.report is not None:
         arguments.report.write_text(json.dumps(asdict(report), indent=2) + "\n")
     print(verdict(report))

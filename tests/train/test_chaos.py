@@ -19,11 +19,12 @@ from tests.train.tiny_run import ROOT
 
 
 @pytest.mark.slow
-def test_a_run_killed_six_times_is_equal_in_every_bit_to_one_left_in_peace(tmp_path):
+@pytest.mark.parametrize(("head", "num_kills"), [("softmax", 6), ("sharded", 4)])
+def test_a_run_killed_some_times_is_equal_in_every_bit_to_one_left_in_peace(tmp_path, head, num_kills):
     """In a process of its own, for its ranks are forks of it: pytest has threads by now."""
-    command = [sys.executable, "-m", "tests.train.chaos", "--kills", "6", "--seed", "20", "--report"]
+    command = [sys.executable, "-m", "tests.train.chaos", "--kills", str(num_kills), "--seed", "20", "--head", head]
     finished = subprocess.run(
-        [*command, str(tmp_path / "report.json")],
+        [*command, "--report", str(tmp_path / "report.json")],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
         capture_output=True,
@@ -33,7 +34,7 @@ def test_a_run_killed_six_times_is_equal_in_every_bit_to_one_left_in_peace(tmp_p
     assert finished.returncode == 0, finished.stdout + finished.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["problems"] == []
-    assert len(report["strikes"]) == 6
+    assert len(report["strikes"]) == num_kills
     assert report["num_rounds"] >= 1
     # It went on from a checkpoint, and not only from the start.
     assert report["num_resumed"] >= 1

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gkd.core.class_shard import ClassShard
 from gkd.core.errors import CheckpointError, ConfigError
 from gkd.core.types import Batch
 from gkd.evaluation import verify_pairs
@@ -101,6 +102,41 @@ def test_rows_of_new_names_are_drawn_anew(run, old):
         f"head: 2 of 5 classes, those that have the name of one of the 4 identities of {run}/weights/head.pt; "
         "the other 3 are drawn anew"
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "fingerprint"),
+    [
+        (("eve", "cem", "fay", "ann", "gus"), "new"),
+        (("dan", "cem", "bob", "ann", "gus"), "new"),
+        (("ann", "fay", "gus", "hal", "ian"), "new"),  # only the first rank has one of them
+        (("eve", "fay", "gus", "hal", "ian"), "new"),
+        (NAMES, "old"),
+        (("dan", "cem", "bob", "ann"), "new"),
+    ],
+)
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_each_rank_takes_its_own_rows_and_all_say_the_same(run, names, fingerprint, num_ranks):
+    num_classes = len(names)
+    whole = objective(num_classes, seed=2)
+    wanted_lines, drawn = start(whole, run, names, fingerprint=fingerprint)
+    rows = []
+    for rank in range(num_ranks):
+        shard = ClassShard.of_rank(num_classes, rank, num_ranks)
+        new = objective(num_classes, seed=2)
+        new.head.weight = torch.nn.Parameter(drawn[shard.start : shard.stop].clone())
+        new.class_shards = {"head.weight": shard}
+        lines, _ = start(new, run, names, fingerprint=fingerprint, num_classes=num_classes)
+        assert lines == wanted_lines
+        rows.append(new.head.weight.detach())
+    assert torch.equal(torch.cat(rows), whole.head.weight)
+
+
+def test_rows_that_are_not_those_of_the_shard_are_a_mistake(run):
+    new = objective(3, seed=2)
+    new.class_shards = {"head.weight": ClassShard.of_rank(5, 1, 2)}
+    with pytest.raises(AssertionError):
+        start(new, run, NAMES, num_classes=5)
 
 
 def test_a_name_that_is_twice_matches_nothing(tmp_path, old):
