@@ -29,6 +29,8 @@ from gkd.distill.row_cut import Guess, count_of, guess_kth_best, kth_best_other
 _SMALLEST_SUM, _GREATEST_SUM = 1e-25, 1e30
 # A group's sum is the row's less the other group's where it is this share of it: two bits are lost at most.
 _SAFE_SHARE = 0.25
+# Longer rows are worked on so many entries at a time, seven numbers for each of which fit into a core's cache.
+_BLOCK_ENTRIES = 2**17
 # The first columns say by how much the two networks' logits differ in the mean.
 _NUM_COLUMNS_FOR_MEAN = 1024
 
@@ -106,7 +108,9 @@ class _Rows:
         self.temperature = temperature
         # T²/N of the loss times 1/T of the derivative of logits / T.
         self.binary_weight, self.primary_weight = (weight * temperature / len(student) for weight in weights)
-        self.scratch = [torch.empty(student.shape[1], dtype=self.dtype) for _ in range(4)]
+        num_classes = student.shape[1]
+        self.scratch = [torch.empty(num_classes, dtype=self.dtype) for _ in range(4)]
+        self.blocks = [slice(start, start + _BLOCK_ENTRIES) for start in range(0, num_classes, _BLOCK_ENTRIES)]
 
     def compute(self, with_gradient: bool) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         """The gradient of total (N, C) or None, binary, primary (scalars), log-sum-exps (4, N)."""
@@ -164,22 +168,26 @@ class _Rows:
         self, student: Tensor, teacher: Tensor, student_shift: Tensor, teacher_shift: Tensor, out: Tensor
     ) -> tuple[float, tuple[float, ...]] | None:
         """Primary's divergence and the log-sum-exps of one row, `out` getting the gradient; None where unsafe."""
-        mask, inside, q, gap = self.scratch
+        mask, q_inside, q, p_inside = self.scratch
         scale = math.log2(math.e) / self.temperature
-        p = torch.add(student_shift, student, alpha=scale, out=out)
-        torch.add(teacher_shift, teacher, alpha=scale, out=q)
-        torch.sub(q, p, out=gap)
-        p.exp2_()
-        q.exp2_()
-        q_primary, q_secondary, _ = _group_sums(q, mask, inside)
-        mean_gap = torch.dot(inside, gap).item()
-        p_primary, p_secondary, is_apart = _group_sums(p, mask, gap)
+        p_sums, q_sums, mean_gap = _GroupSums(), _GroupSums(), 0.0
+        for block in self.blocks:  # all that is touched here stays in a core's cache
+            part_p, part_q, part_gap = out[block], q[block], p_inside[block]
+            torch.add(student_shift, student[block], alpha=scale, out=part_p)
+            torch.add(teacher_shift, teacher[block], alpha=scale, out=part_q)
+            torch.sub(part_q, part_p, out=part_gap)
+            part_p.exp2_()
+            q_sums.add(part_q.exp2_(), mask[block], q_inside[block])
+            mean_gap += torch.dot(q_inside[block], part_gap).item()
+            p_sums.add(part_p, mask[block], part_gap)
+        q_primary, q_secondary, _ = q_sums.split(q, q_inside)
+        p_primary, p_secondary, is_apart = p_sums.split(out, p_inside)
         sums = (p_primary, p_secondary, q_primary, q_secondary)
         if not all(_SMALLEST_SUM < value < _GREATEST_SUM for value in sums):
             return None
         log_sums = [math.log2(value) for value in sums]
         divergence = mean_gap / q_primary - (log_sums[2] - log_sums[0])
-        self._write_gradient(p, gap, inside, sums, is_apart)
+        self._write_gradient(out, p_inside, q_inside, sums, is_apart)
         shifts = (student_shift.item(), student_shift.item(), teacher_shift.item(), teacher_shift.item())
         lse = tuple((value - shift) * math.log(2) for value, shift in zip(log_sums, shifts, strict=True))
         return divergence * math.log(2), lse
@@ -215,10 +223,19 @@ class _Rows:
         return terms[1].item(), tuple(lse[:, 0].tolist())
 
 
-def _group_sums(powers: Tensor, mask: Tensor, inside: Tensor) -> tuple[float, float, bool]:
-    """The sums of `powers` over Primary and Secondary, `inside` getting Primary's; and whether `powers` lost them."""
-    total = powers.sum().item()
-    primary = torch.mul(powers, mask, out=inside).sum().item()
-    if total - primary > _SAFE_SHARE * total:
-        return primary, total - primary, False
-    return primary, powers.sub_(inside).sum().item(), True
+class _GroupSums:
+    """The sums of a row's powers over Primary and over all, block by block."""
+
+    def __init__(self) -> None:
+        self.primary = self.total = 0.0
+
+    def add(self, powers: Tensor, mask: Tensor, inside: Tensor) -> None:
+        """Add a block; `inside` gets Primary's powers, and 0 elsewhere."""
+        self.total += powers.sum().item()
+        self.primary += torch.mul(powers, mask, out=inside).sum().item()
+
+    def split(self, powers: Tensor, inside: Tensor) -> tuple[float, float, bool]:
+        """The sums over Primary and Secondary of the whole row; and whether `powers` lost Primary for it."""
+        if self.total - self.primary > _SAFE_SHARE * self.total:
+            return self.primary, self.total - self.primary, False
+        return self.primary, powers.sub_(inside).sum().item(), True
