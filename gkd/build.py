@@ -187,7 +187,7 @@ def head_notes(config: TrainRun) -> list[str]:
         return []
     return [
         f"head: Primary and Secondary are formed over the classes that partial_fc draws in each step, about {rate:g} "
-        "of all; a grouping's k counts among them"
+        "of all, and those of the step's images; a grouping's k counts among them"
     ]
 
 

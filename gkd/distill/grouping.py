@@ -79,7 +79,7 @@ class TopK(RankedGrouping):
     def clamped(self, num_classes: int) -> int:
         """k, or the number of classes in play where that is smaller, with a warning the first time."""
         if self.k >= num_classes and not self._has_warned:
-            _log.warning("grouping.k is %d but there are %d classes: Secondary is empty", self.k, num_classes)
+            _log.warning("grouping.k is %d and %d classes are in play: Secondary is empty", self.k, num_classes)
             self._has_warned = True
         return min(self.k, num_classes)
 

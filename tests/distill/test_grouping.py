@@ -175,7 +175,7 @@ def test_k_of_all_classes_warns_once(caplog: pytest.LogCaptureFixture) -> None:
         assert grouping(*given).all()
         grouping(*given)
     assert [record.getMessage() for record in caplog.records] == [
-        "grouping.k is 20 but there are 17 classes: Secondary is empty"
+        "grouping.k is 20 and 17 classes are in play: Secondary is empty"
     ]
 
 
