@@ -43,27 +43,23 @@ def estimate_memory(config: TrainRun, backbone: Backbone, num_classes: int, head
     distilled step, three of another; of the heads that work in chunks, as many (N, c). An estimate: the allocator,
     workspaces and the teacher's passing activations come on top.
     """
-    ranks, micro_batches = num_ranks(), config.train.micro_batches
-    images = -(-config.train.batch_size // (micro_batches * ranks))
+    ranks, name = num_ranks(), head or config.head.name
+    images = -(-config.train.batch_size // (config.train.micro_batches * ranks))
     bytes_per_activation = 2 if config.train.precision == "bf16" else 4
-    num_matrices = 6 if config.teacher else 3
-    has_teacher_weights = any("logits" in LOSSES[term.loss.name].needs for term in config.distill)
-    name = head or config.head.name
     own_classes = num_classes if name == "softmax" else -(-num_classes // ranks)
-    trained_rows = 3.0 * own_classes
+    rows = 3.0 * own_classes
     if name == "partial_fc":
-        trained_rows = 2.0 * own_classes + min(own_classes, sample_rate(config) * own_classes + images * ranks)
-    score_columns = own_classes
-    if name != "softmax":
-        images *= ranks
-        score_columns = min(own_classes, chunk_columns(images, distributed.device()))
+        rows = 2.0 * own_classes + min(own_classes, sample_rate(config) * own_classes + images * ranks)
+    if any("logits" in LOSSES[term.loss.name].needs for term in config.distill):
+        rows += own_classes
+    scores = images * own_classes
+    if name != "softmax":  # of all ranks' images, but few classes
+        scores = images * ranks * min(own_classes, chunk_columns(images * ranks, distributed.device()))
     return MemoryEstimate(
         backbone=num_parameters(backbone) * 4 * 3,
-        activations=-(-config.train.batch_size // (micro_batches * ranks))
-        * count_activations(backbone)
-        * bytes_per_activation,
-        class_weights=int((trained_rows + has_teacher_weights * own_classes) * backbone.embedding_dim * 4),
-        scores=images * score_columns * 4 * num_matrices,
+        activations=images * count_activations(backbone) * bytes_per_activation,
+        class_weights=int(rows * backbone.embedding_dim * 4),
+        scores=scores * 4 * (6 if config.teacher else 3),
     )
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 # Far below every score, yet finite: differences of two such entries are 0, not NaN.
 EXCLUDED = -1e30
-# Log-sum-exps below this hold nothing but excluded entries.
-_EMPTY_BELOW = -1e28
+# Log-sum-exps below this hold nothing but excluded entries, whatever the temperature.
+_EMPTY_BELOW = -1e20
 
 
 @dataclass

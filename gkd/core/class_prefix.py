@@ -32,7 +32,7 @@ _NUM_HALVINGS = 16
 def smallest_prefix(masses: Tensor, due: Tensor, shard: ClassShard) -> Tensor:
     """The smallest k >= 1 such that the k greatest masses of all ranks sum to `due`; all of them where none does.
 
-    On one rank by a sort. Every rank must call it.
+    On one rank from the masses themselves. Every rank must call it.
 
     Args:
         masses: fp64 (K,), of this rank's classes, each at least 0.

@@ -43,11 +43,6 @@ class Cutoff:
     value: Tensor
     last_class: Tensor
 
-    def select(self, classes: Tensor, scores: Tensor) -> Tensor:
-        """Which entries of the chunk (classes (c,), scores (N, c)) are among the best: bool (N, c)."""
-        is_tie_within = (scores == self.value).logical_and_(classes <= self.last_class)
-        return (scores > self.value).logical_or_(is_tie_within)
-
 
 @torch.no_grad()
 def best_classes(sweep: Sweep, counts: Tensor, num_scored: int, shard: ClassShard) -> Cutoff:

@@ -156,8 +156,9 @@ class _GivenLogits(torch.autograd.Function):
         num_rows = len(scores)
         per_row = torch.stack(grads[:3]).double()[:, None].expand(3, num_rows) * (ctx.temperature / num_rows)
         coefficients, lse = gradient_of(ctx.groups, per_row, scores.dtype)
-        zero = torch.zeros(num_rows, dtype=scores.dtype, device=lse.device)
-        gradient = Gradient(zero, zero, coefficients, lse)
+        # There is no cross entropy here: its exponentials count 0 times, and this bound keeps them finite.
+        bound = torch.logaddexp(ctx.groups.group_lse[0], ctx.groups.group_lse[1]) * ctx.temperature
+        gradient = Gradient(torch.zeros_like(lse[0]), bound.to(scores.dtype), coefficients, lse)
         own = target_gradient(ctx.groups, per_row, ctx.targets, ctx.temperature)
         grad = torch.empty((num_rows, scores.num_columns), dtype=ctx.dtype, device=lse.device)
         for chunk, _, entries in scores.gradients(ctx.groups.primary, 1.0 / ctx.temperature, gradient):

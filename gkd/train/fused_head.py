@@ -72,10 +72,8 @@ def fused_losses(
         step: the global step.
 
     Raises:
-        DataError: a label is outside [0, C) (on CUDA the loss is NaN instead).
+        DataError: on every rank, where a label of any is outside [0, C) (on CUDA the loss is NaN instead).
     """
-    if labels.device.type == "cpu":
-        check_label_range(labels, head.shard.num_classes)
     with torch.autocast(embeddings.device.type, enabled=False):
         unit = unit_vectors(embeddings.to(head.weight.dtype))
         pass_ = _Pass(head, margin, labels, step, teacher)
@@ -101,6 +99,8 @@ class _Pass:
         self.teacher = teacher
         self.shares = RowShares.of_own(len(labels))
         self.labels = self.shares.gather(labels)
+        if labels.device.type == "cpu":  # of all ranks, so that all refuse and none waits for another
+            check_label_range(self.labels, head.shard.num_classes)
         self.in_play: ClassesInPlay = head.in_play(self.labels, step)
         self.groups: ShardedGroups | None = None
 

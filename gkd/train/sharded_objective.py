@@ -25,11 +25,11 @@ class ShardedDistillation(DistillationObjective):
     The teacher's class weights are split over the ranks like the student's. Forward is collective.
     """
 
+    head: ShardedHead
+
     def share_out_teacher(self) -> None:
         """Let the teacher keep the class weights of this rank only; called before the first step."""
         self.__dict__["teacher"].keep_classes(self.head.shard)
-
-    head: ShardedHead
 
     def forward(self, batch: Batch) -> Losses:
         """Losses of `batch`, as of the softmax head."""

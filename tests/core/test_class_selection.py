@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gkd.core import class_selection
-from gkd.core.class_chunks import EXCLUDED
+from gkd.core.class_chunks import EXCLUDED, Primary
 from gkd.core.class_selection import Cutoff, best_classes
 from gkd.core.class_shard import ClassShard
 from gkd.core.distributed import end_process
@@ -72,9 +72,14 @@ def reference(scores: Tensor, counts: Tensor) -> Tensor:
     return chosen
 
 
+def mask_of(cutoff: Cutoff, classes: Tensor, scores: Tensor) -> Tensor:
+    """What is made of a cut-off where it is used."""
+    return Primary(cutoff.value, cutoff.last_class, ranked_is_student=True).mask(classes, scores, scores).bool()
+
+
 def select(sweep: ToySweep, counts: Tensor) -> tuple[Cutoff, Tensor]:
     cutoff = best_classes(sweep, counts, sweep.shard.num_classes, sweep.shard)
-    return cutoff, torch.cat([cutoff.select(*chunk) for chunk in sweep(1)], dim=1)
+    return cutoff, torch.cat([mask_of(cutoff, *chunk) for chunk in sweep(1)], dim=1)
 
 
 def set_way(patch: pytest.MonkeyPatch, way: str) -> None:
@@ -192,7 +197,7 @@ def test_brackets_hold_the_cutoff_and_little_else(monkeypatch: pytest.MonkeyPatc
 def test_a_rank_without_scores_takes_no_part() -> None:
     shard = ClassShard.of_rank(100_000)
     cutoff = best_classes(lambda _: iter([]), torch.zeros(3, dtype=torch.int64), 100_000, shard)
-    assert not cutoff.select(torch.arange(4), torch.randn(3, 4)).any()
+    assert not mask_of(cutoff, torch.arange(4), torch.randn(3, 4)).any()
 
 
 def test_keys_have_the_order_of_the_numbers() -> None:

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gkd.core.class_shard import ClassShard
 from gkd.core.distributed import end_process
 from gkd.core.types import Batch
 from gkd.distill import LOSSES, CumulativeMass, GroupedKD
@@ -36,7 +37,12 @@ def grouping_of(rank: int) -> dict[str, Tensor]:
     losses = GroupedKD()(student, *share[1:])
     losses.total.backward()
     assert student.grad is not None
-    return {"mask": CumulativeMass()(*share), "total": losses.total.detach(), "grad": student.grad}
+    chunked = share[0].clone().requires_grad_()
+    # The way of CUDA, where the classes are whole on every rank and the images are not.
+    GroupedKD()(chunked, *share[1:], shard=ClassShard(30, 0, 30)).total.backward()
+    assert chunked.grad is not None
+    found = {"mask": CumulativeMass()(*share), "total": losses.total.detach(), "grad": student.grad}
+    return found | {"chunked": chunked.grad}
 
 
 def linear_backbone(seed: int, dim: int) -> nn.Module:
@@ -106,6 +112,8 @@ def test_two_ranks_equal_one(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
     torch.testing.assert_close(mean, losses.total.detach())
     gradient = torch.cat([rank["grad"] * size / 8 for rank, size in zip(found, sizes, strict=True)])
     torch.testing.assert_close(gradient, student.grad)
+    chunked = torch.cat([rank["chunked"] * size / 8 for rank, size in zip(found, sizes, strict=True)])
+    torch.testing.assert_close(chunked, student.grad)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gkd.core import class_scores, distributed
 from gkd.core.distributed import end_process
+from gkd.core.errors import DataError
 from gkd.distill import CumulativeMass, GroupedKD, Grouping, TopK
 from gkd.heads import CosFace, PartialFCHead, ShardedHead
 from gkd.train.fused_head import TeacherClasses, fused_losses
@@ -146,11 +148,25 @@ def results() -> list[dict[str, dict[str, Tensor]]]:
         class_scores._CPU_CHUNK_ENTRIES = before
 
 
+def refusal() -> str:
+    """What this rank says where a label of the last rank alone lies outside the classes."""
+    rows = own_rows()
+    labels = torch.zeros(rows.stop - rows.start, dtype=torch.int64)
+    if distributed.rank() == distributed.world_size() - 1:
+        labels[0] = 1000
+    try:
+        fused_losses(ShardedHead(DIM, 1000), CosFace(), torch.ones(len(labels), DIM), labels, 0)
+    except DataError as error:
+        return str(error)
+    return "nothing"
+
+
 def one_rank(rank: int, num_ranks: int, folder: str) -> None:
     """Called in a process of its own."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store{num_ranks}", num_ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
     torch.save(results(), f"{folder}/{num_ranks}_{rank}.pt")
+    Path(f"{folder}/{num_ranks}_{rank}.txt").write_text(refusal())
     dist.destroy_process_group()
     end_process(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from gkd.core.class_shard import ClassShard
 from gkd.core.errors import DataError
-from gkd.heads import ArcFace, ShardedHead, SoftmaxHead
+from gkd.distill import GroupedKD, TopK
+from gkd.heads import ArcFace, PartialFCHead, ShardedHead, SoftmaxHead
 from gkd.train.fused_head import fused_losses
+from gkd.train.optim import build_sgd, clip_gradients
 from tests.reference import fused_head as reference
 from tests.train import sharded_steps
 from tests.train.sharded_steps import CASES, Case
@@ -27,12 +30,19 @@ GRADIENT_TOLERANCE = {"fp32": 2e-5, "bf16": 6e-3}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Found]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What 2 and 3 ranks leave there."""
+    path = tmp_path_factory.mktemp("ranks")
+    for num_ranks in (2, 3):
+        mp.spawn(sharded_steps.one_rank, (num_ranks, str(path)), nprocs=num_ranks)
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[int, list[Found]]:
     """What each rank found, by the number of ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
     ranks = {1: [sharded_steps.results()]}
     for num_ranks in (2, 3):
-        mp.spawn(sharded_steps.one_rank, (num_ranks, str(folder)), nprocs=num_ranks)
         files = [folder / f"{num_ranks}_{rank}.pt" for rank in range(num_ranks)]
         ranks[num_ranks] = [torch.load(file, weights_only=True) for file in files]
     return ranks
@@ -122,6 +132,55 @@ def test_without_a_teacher_it_is_the_softmax_head_with_any_margin() -> None:
 def test_labels_outside_the_classes_are_refused(label: int) -> None:
     with pytest.raises(DataError, match=r"labels must lie in \[0, 40\).*num_classes match the data"):
         fused_losses(ShardedHead(6, 40), ArcFace(), torch.randn(2, 6), torch.tensor([3, label]), 0)
+
+
+def test_a_label_of_one_rank_is_refused_by_all_so_that_none_waits(folder: Path) -> None:
+    texts = {path.read_text() for path in folder.glob("*.txt")}
+    assert len(list(folder.glob("*.txt"))) == 2 + 3
+    assert len(texts) == 1
+    assert "labels must lie in [0, 1000), the number of classes, but range from 0 to 1000" in texts.pop()
+
+
+@pytest.mark.parametrize("shift", [-300.0, 0.0, 300.0])
+def test_given_logits_may_be_of_any_size(shift: float) -> None:
+    """exp overflows in fp32 from 88 on."""
+    torch.manual_seed(1)
+    student, teacher = torch.randn(2, 4, 30).unbind()
+    labels = torch.randint(0, 30, (4,))
+    one, other = ((student * 4).requires_grad_(), (student * 4 + shift).requires_grad_())
+    loss = GroupedKD(secondary_weight=0.5, grouping=TopK(k=5))
+    loss(one, teacher, labels).total.backward()
+    loss(other, teacher - shift, labels, shard=ClassShard(30, 0, 30)).total.backward()
+    # Of a logit of 300 fp32 keeps 3e-5, which T squared and the weights enlarge.
+    torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_partial_fc_leaves_rows_that_are_not_in_play_as_they_are() -> None:
+    """Through the head, clipping and the optimiser: weights and momentum, bit for bit, in every step."""
+    torch.manual_seed(5)
+    head = PartialFCHead(6, 60, sample_rate=0.2)
+    optimizer = build_sgd(head, lr=0.1, momentum=0.9, weight_decay=0.05)
+    was_touched = torch.zeros(60, dtype=torch.bool)
+    for step in range(6):
+        labels = torch.randint(0, 60, (4,))
+        in_play = head.in_play(labels, step).classes
+        assert in_play is not None
+        before = head.weight.detach().clone()
+        state = optimizer.state[head.weight].get("momentum_buffer")
+        momentum = torch.zeros(60, 6) if state is None else state.clone()
+        optimizer.zero_grad()
+        fused_losses(head, ArcFace(scale=8.0), torch.randn(4, 6), labels, step)[0].total.backward()
+        clip_gradients([head.weight], 0.01, [head.weight])
+        optimizer.step()
+        rest = torch.ones(60, dtype=torch.bool).index_fill_(0, in_play, value=False)
+        after = optimizer.state[head.weight]["momentum_buffer"]
+        assert torch.equal(head.weight.detach()[rest], before[rest])
+        assert torch.equal(after[rest], momentum[rest])
+        assert (head.weight.detach()[in_play] != before[in_play]).any(dim=1).all()
+        assert (after[in_play] != momentum[in_play]).any(dim=1).all()
+        was_touched |= ~rest
+    # Some rows had momentum that a dense step would have moved.
+    assert (was_touched & rest).any()
 
 
 def test_weights_that_change_before_the_way_back_are_noticed() -> None:
