@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from gkd.build_teacher import TeacherParts, input_spec_of, require_same_size
 from gkd.core import distributed
 from gkd.core.config import build_part
-from gkd.core.errors import CheckpointError, ConfigError
+from gkd.core.errors import ConfigError
 from gkd.data import DATASETS, FaceData, PairSet
 from gkd.data.augment import AUGMENTATIONS, Augment
 from gkd.data.face_data import is_streamed
 from gkd.data.joined import JoinedFaces
 from gkd.data.sampling import SAMPLINGS, Order
 from gkd.distill import GROUPINGS, LOSSES, GroupedKD
-from gkd.heads import HEADS, MARGINS, Head, Margin, PartialFCHead, ShardedHead, SoftmaxHead
-from gkd.inference.check_input import check_input
-from gkd.inference.check_teacher import pairs_digest
-from gkd.inference.class_centres import find_class_centres
-from gkd.inference.embedding_store import network_digest
-from gkd.inference.record import measured_once
-from gkd.inference.teacher import Teacher
-from gkd.models import Backbone, InputSpec, create_backbone, load_head, load_student, load_weights
-from gkd.schema import InputSettings, TrainRun
+from gkd.heads import HEADS, MARGINS, Head, Margin, PartialFCHead, ShardedHead
+from gkd.models import Backbone, InputSpec, create_backbone
+from gkd.schema import TrainRun
 from gkd.train.fine_tune import start_from
 from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
@@ -38,17 +32,6 @@ from gkd.train.sharded_objective import ShardedClassification, ShardedDistillati
 from gkd.train.trainer import LoopSettings
 
 logger = logging.getLogger(__name__)
-
-STUDENT_FILE = Path("weights/student.pt")
-HEAD_FILE = Path("weights/head.pt")
-
-
-@dataclass(frozen=True)
-class TeacherParts:
-    """A teacher with the margin that it was trained with."""
-
-    teacher: Teacher
-    margin: Margin
 
 
 def build_dataset(config: TrainRun) -> FaceData:
@@ -134,11 +117,7 @@ def build_backbone(config: TrainRun) -> Backbone:
 
 def build_input_spec(config: TrainRun) -> InputSpec:
     """The input convention of the backbone to be trained."""
-    return _input_spec(config.input)
-
-
-def _input_spec(settings: InputSettings) -> InputSpec:
-    return InputSpec(color=settings.color, mean=settings.mean, std=settings.std)
+    return input_spec_of(config.input)
 
 
 def build_head(config: TrainRun, embedding_dim: int, num_classes: int) -> Head:
@@ -222,18 +201,6 @@ def build_terms(config: TrainRun) -> list[DistillTerm]:
     return terms
 
 
-def augment_notes(config: TrainRun) -> list[str]:
-    """What a teacher does not see, because its embeddings of the images as they lie on disk are kept."""
-    names = [part.name for part in config.data.augment if part.name != "flip"]
-    centres = config.teacher.centres if config.teacher else None
-    if not names or centres is None or not centres.reuse_embeddings:
-        return []
-    return [
-        f"data.augment: the student sees the images after {', '.join(names)}, the teacher's kept embeddings are of the "
-        "images without; set teacher.centres.reuse_embeddings=false to run it on what the student sees"
-    ]
-
-
 def warm_up_notes(config: TrainRun) -> list[str]:
     """The terms whose weight is still rising, or 0, when the run ends: legitimate, but seldom meant."""
     return [
@@ -242,166 +209,6 @@ def warm_up_notes(config: TrainRun) -> list[str]:
         for index, term in enumerate(config.distill)
         if term.warmup_epochs >= config.train.epochs
     ]
-
-
-def build_teacher_network(config: TrainRun) -> tuple[Backbone, InputSpec]:
-    """The teacher's backbone and what it takes.
-
-    Raises:
-        CheckpointError: a file of it is missing, damaged or of another network.
-    """
-    settings = config.teacher
-    assert settings is not None
-    if settings.run is not None:
-        backbone, input_spec, extra = load_student(settings.run / STUDENT_FILE)
-        if extra.get("step") != extra.get("total_steps"):
-            logger.warning(
-                "%s: this teacher's run stopped at step %s of %s",
-                settings.run,
-                extra.get("step"),
-                extra.get("total_steps"),
-            )
-        return backbone, input_spec
-    assert settings.backbone is not None
-    assert settings.input is not None
-    backbone = create_backbone(settings.backbone.name, **settings.backbone.arguments())
-    if settings.weights is not None:
-        report = load_weights(backbone, settings.weights)
-        logger.info("teacher: %s holds %s", report.path, report.family)
-        if report.input_spec not in (None, _input_spec(settings.input)):
-            raise ConfigError(
-                f"teacher.input: {_input_spec(settings.input)} was given, but {settings.weights} says "
-                f"that it was trained with {report.input_spec}; give that"
-            )
-    return backbone.eval(), _input_spec(settings.input)
-
-
-def build_teacher(config: TrainRun, dataset: Any, device: torch.device) -> TeacherParts:
-    """The teacher on `device`, with class weights for the classes of `dataset`.
-
-    The weights are those of its run or, with `teacher.centres`, class centres, computed where they are missing.
-
-    Raises:
-        CheckpointError: a file of it is missing or damaged, or its classes are not those of the training data.
-    """
-    settings = config.teacher
-    assert settings is not None
-    backbone, input_spec = build_teacher_network(config)
-    backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stored = None
-    if settings.backbone is not None:
-        _check_declared_input(config, backbone, input_spec, device)
-    if settings.centres is not None:
-        centres = find_class_centres(
-            settings.centres.folder,
-            backbone,
-            input_spec,
-            dataset,
-            device=device,
-            min_cosine=settings.centres.min_cosine,
-            is_skipping=config.data.on_bad_record == "skip",
-        )
-        weights, margin = centres.weights, build_margin(config)
-        if settings.margin is not None:
-            margin = build_part(settings.margin, MARGINS)
-        stored = centres.store if settings.centres.reuse_embeddings else None
-    else:
-        assert settings.run is not None
-        weights, margin = _class_weights_of_run(settings.run, backbone, dataset)
-    head = SoftmaxHead(weights.shape[1], weights.shape[0])
-    head.load_state_dict({"weight": weights})
-    _compare_scales(build_margin(config), margin)
-    teacher = Teacher(backbone, head, input_spec, precision=settings.precision, stored=stored)
-    return TeacherParts(teacher.to(device), margin)
-
-
-def _check_declared_input(config: TrainRun, backbone: Backbone, input_spec: InputSpec, device: torch.device) -> None:
-    """Compare the input that a foreign network was declared with and the usual others, once for a folder of centres.
-
-    Raises:
-        ConfigError: another one is better beyond doubt.
-    """
-    assert config.teacher is not None
-    assert config.teacher.centres is not None
-    pairs = PairSet.load(config.teacher.check_pairs)
-    key = {"network": network_digest(backbone), "input": str(input_spec), "pairs": pairs_digest(pairs)}
-    measured_once(
-        config.teacher.centres.folder / "input_check.json",
-        key,
-        lambda: {"outcome": str(check_input(backbone, input_spec, pairs, device=device))},
-    )
-
-
-def _class_weights_of_run(folder: Path, backbone: Backbone, dataset: Any) -> tuple[torch.Tensor, Margin]:
-    weights, meta = load_head(folder / HEAD_FILE)
-    require_same_classes(folder / HEAD_FILE, meta, dataset)
-    if backbone.embedding_dim != weights.shape[1]:
-        raise CheckpointError(
-            f"{folder}: the teacher's {STUDENT_FILE} has embeddings of {backbone.embedding_dim} numbers and its "
-            f"{HEAD_FILE} class weights of {weights.shape[1]}; both must come from one run"
-        )
-    return weights, _stored_margin(folder / HEAD_FILE, meta)
-
-
-def _compare_scales(student: Margin, teacher: Margin) -> None:
-    if student.scale != teacher.scale:
-        logger.warning(
-            "the teacher's logits have scale %s and the student's %s: distillation compares them as they are; set "
-            "margin.scale=%s unless this is meant",
-            teacher.scale,
-            student.scale,
-            teacher.scale,
-        )
-
-
-def _stored_margin(path: Path, meta: dict[str, Any]) -> Margin:
-    """The margin that a head file names; the file may come from anyone."""
-    try:
-        arguments = dict(meta["margin"])
-        return MARGINS[arguments.pop("name")](**arguments)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(
-            f"{path}: does not say with which margin it was trained (margin: {meta.get('margin')!r}); use the head.pt "
-            "of a run of this version"
-        ) from error
-
-
-def require_same_classes(path: Path, meta: dict[str, Any], dataset: Any) -> None:
-    """Refuse class weights whose classes are not those of `dataset`, by identity names or else by fingerprint."""
-    if meta["num_classes"] != dataset.num_identities:
-        raise CheckpointError(
-            f"{path}: has {meta['num_classes']} classes, the training data have {dataset.num_identities}; a teacher's "
-            "class weights must come from the same class list: train the teacher on these data, or point data.train at "
-            "its data"
-        )
-    names = meta.get("identity_names")
-    if names is not None and dataset.identity_names is not None:
-        for label, (theirs, ours) in enumerate(zip(names, dataset.identity_names, strict=True)):
-            if theirs != ours:
-                raise CheckpointError(
-                    f"{path}: class {label} is {theirs!r} there and {ours!r} in the training data; a teacher's class "
-                    "weights must come from the same class list in the same order"
-                )
-    elif meta.get("fingerprint") != dataset.fingerprint:
-        raise CheckpointError(
-            f"{path}: was trained on other data (fingerprint {str(meta.get('fingerprint'))[:12]}, these have "
-            f"{dataset.fingerprint[:12]}), and there are no identity names on both sides to compare; train the teacher "
-            "on these data, or pack both from named folders"
-        )
-
-
-def require_same_size(student: Backbone, teacher: Any) -> None:
-    """Refuse a teacher that takes images of another size than the student: both look at the same pixels.
-
-    Raises:
-        ConfigError: the sizes differ.
-    """
-    if tuple(student.input_size) != tuple(teacher.input_size):
-        raise ConfigError(
-            f"the teacher takes images of {teacher.input_size[0]}x{teacher.input_size[1]} and the student of "
-            f"{student.input_size[0]}x{student.input_size[1]}; both look at the same images: set "
-            "backbone.input_size to the teacher's, or take another teacher"
-        )
 
 
 def build_objective(config: TrainRun, dataset: Any, teacher: TeacherParts | None, steps_per_epoch: int) -> Any:
@@ -415,7 +222,7 @@ def build_objective(config: TrainRun, dataset: Any, teacher: TeacherParts | None
         return classification(backbone, head, margin, input_spec)
     require_same_size(backbone, teacher.teacher.backbone)
     require_shardable(config)
-    for note in (*warm_up_notes(config), *augment_notes(config), *head_notes(config)):
+    for note in (*warm_up_notes(config), *head_notes(config)):
         logger.warning("%s", note)
     terms = build_terms(config)
     for term in terms:  # after backbone and head, whose random numbers stay those of an undistilled run

@@ -117,12 +117,23 @@ class TeacherInput(InputSettings):
     std: tuple[PixelDeviation, PixelDeviation, PixelDeviation] = Field(description="per channel, in 0..255 units")
 
 
+KeptDtype = Literal["float16", "bfloat16"]
+
+
+class CacheSettings(ConfigModel):
+    """The teacher's embeddings of all training images and their mirror images, computed once."""
+
+    folder: FilePath = Field(description="where they are kept; made where missing, and shared by all runs with them")
+    dtype: KeptDtype = Field(default="float16", description="type of the kept numbers; 2 bytes either way")
+
+
 class CentreSettings(ConfigModel):
     """Class weights made of the teacher's own embeddings: the mean of each identity."""
 
     folder: FilePath = Field(
         description="where the teacher's embeddings of the training images and the centres are kept; made where missing"
     )
+    dtype: KeptDtype = Field(default="float16", description="type of the kept numbers; 2 bytes either way")
     min_cosine: Annotated[float, Field(ge=-1, lt=1)] | None = Field(
         default=None, description="leave out images less similar than this to the rest of their class; null keeps all"
     )
@@ -134,56 +145,95 @@ class CentreSettings(ConfigModel):
 class TeacherSettings(ConfigModel):
     """A frozen network to distil from, and the proof it must give before the first step.
 
-    Either `run`, or `backbone` with `input`, `centres` and, unless it is an ONNX file, `weights`.
+    The network is that of a `run`, or one from elsewhere: `weights`, whose family is told by its contents, or a
+    `backbone` that needs no file or whose file does not tell. Its class weights are those of the run, `class_weights`,
+    or `centres`.
     """
 
     run: FilePath | None = Field(
         default=None, description="folder of the teacher's finished run, with its student.pt and head.pt"
     )
-    backbone: TeacherBackbonePart | None = Field(
-        default=None, description="a network that is not from a run of ours, such as onnx:<path>"
+    weights: FilePath | None = Field(
+        default=None, description="a weight file of any known project (tools/inspect_weights.py), or an .onnx file"
     )
-    weights: FilePath | None = Field(default=None, description="weight file of `backbone`")
-    input: TeacherInput | None = Field(default=None, description="the input conversion of `backbone`")
+    backbone: TeacherBackbonePart | None = Field(
+        default=None, description="the network, where `weights` does not tell: timm:<name>, or onnx:<path> alone"
+    )
+    input: TeacherInput | None = Field(
+        default=None, description="the input conversion; null takes what the weights are known to need"
+    )
+    class_weights: FilePath | None = Field(
+        default=None,
+        description="the class weights it was trained with, of these very classes: head.pt, a training checkpoint, or "
+        "a folder of their shards",
+    )
     centres: CentreSettings | None = Field(
-        default=None, description="class weights from the embeddings of the training images, instead of head.pt"
+        default=None, description="class weights from the embeddings of the training images, where there are no others"
+    )
+    cache: CacheSettings | None = Field(
+        default=None,
+        description="compute the embeddings once and train from them; with `centres` that happens anyway",
+    )
+    sees: Literal["augmented", "original"] = Field(
+        default="augmented",
+        description="what the teacher is shown: the image as the student sees it, or only mirrored as that one (kept "
+        "embeddings know no other change)",
     )
     margin: MarginPart | None = Field(
-        default=None, description="margin of logits over class centres; null takes that of the run"
+        default=None, description="margin of logits over centres or class_weights; null takes that of the run"
     )
     check_pairs: FilePath = Field(description="pair set (.bin) on which the teacher must verify faces")
     min_accuracy: Fraction = Field(description="verification accuracy that the teacher must reach, a fraction")
     min_train_rank1: Fraction = Field(description="share of training images whose own class must rank first")
     check_samples: int = Field(default=1000, ge=1000, description="training images that the rank-1 check looks at")
     precision: Precision = Field(default="fp32", description="arithmetic of the teacher's forward pass")
+    batch_size: PositiveInt | None = Field(
+        default=None, description="images that a live teacher embeds at once; null is a rank's share of a step"
+    )
+    compile: bool = Field(default=False, description="run a live teacher through torch.compile")
 
     @classmethod
     def cross_checks(cls, raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """One source of the network, with everything that it needs and nothing that it does not."""
-        keys = ("run", "backbone", "weights", "input", "centres", "margin")
+        """One source of the network and of its class weights, with all that it needs and nothing that it does not."""
+        keys = ("run", "backbone", "weights", "input", "class_weights", "centres", "cache", "margin")
         given = {key for key in keys if raw.get(key) is not None}
-        if len(given & {"run", "backbone"}) != 1:
-            both = "both are set" if given & {"run", "backbone"} else "neither is set"
-            yield "run", f"a teacher comes from a finished run (`run`) or is a `backbone`, and {both}"
+        if ("run" in given) == bool(given & {"backbone", "weights"}):
+            which = "both are set" if "run" in given else "neither is set"
+            yield "run", f"a teacher comes from a finished run (`run`) or from `weights` or `backbone`, and {which}"
             return
         if "run" in given:
-            for key in sorted(given & {"weights", "input"}):
-                yield key, "goes with `backbone`; a run has its own: remove it"
+            for key in sorted(given & {"input", "class_weights"}):
+                yield key, "goes with `weights` or `backbone`; a run has its own: remove it"
         else:
-            yield from _foreign_checks(given, _part_name(raw["backbone"]).startswith(ONNX_PREFIX))
-        if "margin" in given and "centres" not in given:
-            yield "margin", "goes with `centres`; the class weights of a run keep the margin they were trained with"
+            yield from _foreign_checks(given, _part_name(raw.get("backbone")))
+        if "margin" in given and not given & {"centres", "class_weights"}:
+            yield "margin", "goes with `centres` or `class_weights`; a run keeps the margin it was trained with"
+        yield from _cache_checks(given, raw)
 
 
-def _foreign_checks(given: set[str], is_onnx: bool) -> Iterator[tuple[str, str]]:
-    if "input" not in given:
+def _foreign_checks(given: set[str], backbone: str) -> Iterator[tuple[str, str]]:
+    if len(given & {"centres", "class_weights"}) != 1:
+        what = "both are set" if "centres" in given else "missing"
+        origin = "`class_weights` (a file of those that the network was trained with, for these very classes)"
+        yield "centres", f"{what}: class weights come from {origin} or are class `centres` (name a folder for them)"
+    if backbone and "input" not in given and "weights" not in given:
         yield "input", "missing: say which color, mean and std `backbone` was trained with"
-    if "centres" not in given:
-        yield "centres", "missing: `backbone` comes without class weights; name a folder to keep class centres in"
-    if is_onnx and "weights" in given:
+    if backbone.startswith(ONNX_PREFIX) and "weights" in given:
         yield "weights", "an ONNX file holds its weights: remove it"
-    if not is_onnx and "weights" not in given:
+    if backbone and not backbone.startswith(ONNX_PREFIX) and "weights" not in given:
         yield "weights", "missing: the file that holds the weights of `backbone`"
+
+
+def _cache_checks(given: set[str], raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    centres = raw.get("centres")
+    keeps = isinstance(centres, Mapping) and centres.get("reuse_embeddings", True) is not False
+    if {"centres", "cache"} <= given:
+        yield "cache", "`centres` keeps the embeddings in its own folder, and training reads them there: remove it"
+    if raw.get("sees") == "original" and not keeps and "cache" not in given:
+        yield "sees", "a live teacher sees what the student sees: set `cache`, or remove it"
+    if (keeps or "cache" in given) and (raw.get("compile") or raw.get("batch_size") is not None):
+        key = "compile" if raw.get("compile") else "batch_size"
+        yield key, "is for a teacher that runs on every batch, and this one's embeddings are kept: remove it"
 
 
 def _part_name(part: Any) -> str:

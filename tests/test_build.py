@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from gkd import build
+from gkd.build_teacher import require_same_classes
 from gkd.core.config import load_config
 from gkd.core.errors import CheckpointError, ConfigError
 from gkd.schema import TrainRun
@@ -24,24 +25,24 @@ def meta(names=("ann", "bob"), fingerprint="f" * 64, num_classes=2):
 
 
 def test_equal_names_are_the_same_classes_whatever_the_images():
-    build.require_same_classes("head.pt", meta(fingerprint="0" * 64), data())
+    require_same_classes("head.pt", meta(fingerprint="0" * 64), data())
 
 
 def test_other_names_are_other_classes_even_with_equal_fingerprints():
     with pytest.raises(CheckpointError, match=r"class 1 is 'bert' there and 'bob' in the training data"):
-        build.require_same_classes("head.pt", meta(names=("ann", "bert")), data())
+        require_same_classes("head.pt", meta(names=("ann", "bert")), data())
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(None, None), (None, ("ann", "bob")), (("ann", "bob"), None)])
 def test_without_names_on_both_sides_the_fingerprint_decides(theirs, ours):
-    build.require_same_classes("head.pt", meta(names=theirs), data(names=ours))
+    require_same_classes("head.pt", meta(names=theirs), data(names=ours))
     with pytest.raises(CheckpointError, match="was trained on other data"):
-        build.require_same_classes("head.pt", meta(names=theirs, fingerprint="0" * 64), data(names=ours))
+        require_same_classes("head.pt", meta(names=theirs, fingerprint="0" * 64), data(names=ours))
 
 
 def test_another_number_of_classes_is_refused_with_both_numbers():
     with pytest.raises(CheckpointError, match="has 3 classes, the training data have 2"):
-        build.require_same_classes("head.pt", meta(num_classes=3), data())
+        require_same_classes("head.pt", meta(num_classes=3), data())
 
 
 @pytest.fixture

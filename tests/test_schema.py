@@ -84,7 +84,7 @@ def test_defaults_agree_with_the_code(model: type[BaseModel], function: object) 
 
 @pytest.mark.parametrize("name", [*BACKBONES, "timm:resnet18"])
 def test_every_backbone_can_be_named(name: str) -> None:
-    layers = ", layers: [1, 1, 1, 1]" if name == "iresnet" else ""
+    layers = ", layers: [1, 1, 1, 1]" if name in ("iresnet", "ir") else ""
     text = MINIMAL.replace("mobilefacenet", f"{{name: '{name}', embedding_dim: 64, input_size: [112, 96]{layers}}}")
     backbone = parse(text).backbone
     assert backbone.name == name

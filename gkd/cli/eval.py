@@ -1,6 +1,7 @@
 """Verify faces with a trained network: `tools/eval.py --weights PATH --data FILE.bin|DIR …`.
 
-A foreign network is an .onnx file; it does not say how it takes its pixels, so that is declared and checked.
+The weights may be a run of ours or a file of any project that `tools/inspect_weights.py` knows. How a network takes its
+pixels is known for most of them; an .onnx file does not say, so that is declared. Unless it is certain, it is checked.
 
 Works on one process and under torchrun, where the images are shared over the ranks and rank 0 reports.
 """
@@ -26,8 +27,9 @@ from gkd.core.log import set_up_logging
 from gkd.data import PairSet
 from gkd.inference.check_input import InputCheck, check_input
 from gkd.inference.embed import evaluate_pairs
-from gkd.models import Backbone, InputSpec, OnnxBackbone, load_student
+from gkd.models import Backbone, InputSpec, load_network
 from gkd.models.create import ONNX_PREFIX
+from gkd.models.load_report import OWN_SOURCE
 
 _LOG = logging.getLogger(__name__)
 _STUDENT_PLACES = ("weights/student.pt", "student.pt")
@@ -44,7 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="tools/eval.py", description="Verification accuracy of a network on sets of face pairs (.bin files)."
     )
     add = parser.add_argument
-    add("--weights", type=Path, required=True, help="a student.pt, the run folder that holds one, or an .onnx file")
+    add(
+        "--weights",
+        type=Path,
+        required=True,
+        help="a run folder, an .onnx file, or a weight file of any known project",
+    )
     add("--data", type=Path, required=True, nargs="+", metavar="FILE.bin|DIR", help="pair sets, or folders of them")
     add("--no-flip", action="store_true", help="embed the image alone, not image plus mirror image")
     add("--color", choices=("rgb", "bgr"), help="channel order of the network's input, against what the weights say")
@@ -57,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("H", "W"),
         help="image size in pixels, for an .onnx file that leaves it open",
     )
-    add("--no-input-check", action="store_true", help="trust what --color, --mean and --std say of an .onnx file")
+    add("--no-input-check", action="store_true", help="trust --color, --mean and --std, and what a file's kind implies")
     add("--batch-size", type=int, default=64, help="images a forward pass (default %(default)s)")
     add("--device", help="cpu, cuda, cuda:1 …; the default is a GPU where there is one")
     add("--json", type=Path, metavar="OUT", help="also write the figures to this JSON file")
@@ -70,10 +77,10 @@ def _run(arguments: argparse.Namespace) -> int:
         set_up_logging(distributed.rank())
         sets = find_sets(arguments.data)
         device = _device(arguments.device)
-        weights, backbone, input_spec = _load(arguments)
+        weights, backbone, input_spec, is_doubtful = _load(arguments)
         backbone = backbone.to(device)
         check = None
-        if isinstance(backbone, OnnxBackbone) and not arguments.no_input_check:
+        if is_doubtful and not arguments.no_input_check:
             check = _check_input(backbone, input_spec, sets, arguments, device)
         report = _evaluate_all(backbone, input_spec, sets, arguments, device)
         if distributed.rank() == 0:
@@ -81,25 +88,30 @@ def _run(arguments: argparse.Namespace) -> int:
         return EXIT_REFUSED if report.failures else 0
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Path, Backbone, InputSpec]:
-    """The weights' path, the network and its input conversion."""
-    text = str(arguments.weights)
-    if text.startswith(ONNX_PREFIX) or arguments.weights.suffix.lower() == ".onnx":
-        path = Path(text.removeprefix(ONNX_PREFIX))
-        input_spec = declared_input(path, arguments)
-        size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
-        foreign = OnnxBackbone(path=path, input_size=size)
-        _LOG.info("%s: input %s, %dx%d, as declared", path, str(input_spec), *foreign.input_size)
-        return path, foreign, input_spec
-    if arguments.size is not None:
-        raise ConfigError(f"--size is for an .onnx file that leaves it open; {text} says its own")
-    weights = find_student(arguments.weights)
-    backbone, declared_spec, _ = load_student(weights)
-    return weights, backbone, _input_spec(declared_spec, arguments)
+def _load(arguments: argparse.Namespace) -> tuple[Path, Backbone, InputSpec, bool]:
+    """The weights' path, the network, its input conversion, and whether that one should be checked on faces."""
+    path = find_student(Path(str(arguments.weights).removeprefix(ONNX_PREFIX)))
+    if arguments.size is not None and path.suffix.lower() != ".onnx":
+        raise ConfigError(f"--size is for an .onnx file that leaves it open; {path} says its own")
+    size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
+    backbone, report = load_network(path, input_size=size)
+    if report.input_spec is None:
+        input_spec = declared_input(path, report.source, arguments)
+        reason = "as declared"
+    else:
+        input_spec = _input_spec(report.input_spec, arguments)
+        reason = report.input_reason if input_spec == report.input_spec else "as declared"
+    _LOG.info("%s: %s, %s", path, report.source, report.family)
+    _LOG.info("%s: input %s, %dx%d, %s", path, input_spec, *backbone.input_size, reason)
+    for note in report.notes:
+        _LOG.info("%s: %s", path, note)
+    is_sure = report.is_input_certain and input_spec == report.input_spec
+    # What a file of ours says is known from training; against it only a user can decide.
+    return path, backbone, input_spec, not (is_sure or report.source == OWN_SOURCE)
 
 
-def declared_input(path: Path, arguments: argparse.Namespace) -> InputSpec:
-    """The input conversion of an ONNX file, which must be declared in full.
+def declared_input(path: Path, source: str, arguments: argparse.Namespace) -> InputSpec:
+    """The input conversion of a file that does not say its own, which must be declared in full.
 
     Raises:
         ConfigError: a part is missing, or the numbers are in units of 0..1.
@@ -107,7 +119,7 @@ def declared_input(path: Path, arguments: argparse.Namespace) -> InputSpec:
     missing = [f"--{option}" for option in ("color", "mean", "std") if getattr(arguments, option) is None]
     if missing:
         raise ConfigError(
-            f"{path}: an ONNX file does not say how it takes its pixels, and {', '.join(missing)} is not given; "
+            f"{path}: {source} does not say how it takes its pixels, and {', '.join(missing)} is not given; "
             "declare all three in units of 0..255, such as --color rgb --mean 127.5 --std 127.5 for pixels from -1 to 1"
         )
     mean, std = _three("mean", arguments.mean), _three("std", arguments.std)
@@ -177,11 +189,11 @@ def find_student(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise CheckpointError(f"no such weights: {path}; give a student.pt or the run folder that holds one")
+        raise CheckpointError(f"no such weights: {path}; give a weight file or a run folder")
     for place in _STUDENT_PLACES:
         if (path / place).is_file():
             return path / place
-    raise CheckpointError(f"no {' or '.join(_STUDENT_PLACES)} in the folder {path}; give a student.pt or a run folder")
+    raise CheckpointError(f"no {' or '.join(_STUDENT_PLACES)} in the folder {path}; give a weight file or a run folder")
 
 
 def _device(name: str | None) -> torch.device:

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from gkd import build
+from gkd.build_teacher import TeacherNetwork, check_teacher_files, kept_folder, kept_origin, require_same_size
 from gkd.cli.memory import memory_lines, num_ranks
 from gkd.core.class_shard import ClassShard
 from gkd.core.config import to_plain
 from gkd.core.errors import ConfigError, GkdError
 from gkd.data import PairSet, decode_image
 from gkd.data.sampling import Order
-from gkd.inference.class_centres import origin_of
-from gkd.inference.embedding_store import STORE_FILE, check_origin, store_bytes
-from gkd.models import Backbone, InputSpec
+from gkd.inference.embedding_files import STORE_FILE, store_bytes
+from gkd.models import Backbone
 from gkd.models.cost import count_macs, num_parameters
 from gkd.schema import TrainRun
 from gkd.train.checkpoint import VALUES_NAME, Checkpoints
@@ -53,7 +53,6 @@ def format_plan(config: TrainRun) -> tuple[str, bool]:
         f"note            {text}"
         for text in (
             *build.warm_up_notes(config),
-            *build.augment_notes(config),
             *build.lane_notes(config),
             *build.head_notes(config),
         )
@@ -123,32 +122,31 @@ def _teacher_lines(config: TrainRun, student: Backbone, dataset: Any, problems: 
     if settings is None:
         return []
     _attempt(problems, lambda: PairSet.load(settings.check_pairs))
-    name = settings.run or (settings.backbone and settings.backbone.name)
+    name = settings.run or settings.weights or (settings.backbone and settings.backbone.name)
     if dataset is None:
         return [f"teacher         {name}: checked once the training data are there"]
-    network = _attempt(problems, lambda: build.build_teacher_network(config))
+    network = _attempt(problems, lambda: check_teacher_files(config, dataset))
     if network is None:
         return []
-    backbone, input_spec = network
-    _attempt(problems, lambda: build.require_same_size(student, backbone))
-    size = num_parameters(backbone)  # none in an ONNX file's network
-    lines = [f"teacher         {name}: {f'{size / 1e6:.2f} M parameters, ' if size else ''}frozen, {input_spec}"]
-    if settings.centres is None:
-        _attempt(problems, lambda: build.build_teacher(config, dataset, torch.device("cpu")))
-        return lines
-    return lines + (
-        _attempt(problems, lambda: _centre_lines(settings.centres.folder, backbone, input_spec, dataset)) or []
-    )
+    _attempt(problems, lambda: require_same_size(student, network.backbone))
+    size = num_parameters(network.backbone)  # none in an ONNX file's network
+    text = f"{size / 1e6:.2f} M parameters, " if size else ""
+    lines = [f"teacher         {network.source}: {text}frozen, {network.input_spec} ({network.input_reason})"]
+    return lines + (_attempt(problems, lambda: _kept_lines(config, network, dataset)) or [])
 
 
-def _centre_lines(folder: Path, backbone: Backbone, input_spec: InputSpec, dataset: Any) -> list[str]:
-    origin = origin_of(backbone, input_spec, dataset)
+def _kept_lines(config: TrainRun, network: TeacherNetwork, dataset: Any) -> list[str]:
+    """What is kept of the teacher, or will be."""
+    assert config.teacher is not None
+    folder, origin = kept_folder(config.teacher), kept_origin(config, network, dataset)
+    if folder is None or origin is None:
+        return []
+    title, key = ("teacher cache ", "cache") if config.teacher.cache else ("class centres ", "centres")
     megabytes = store_bytes(origin) / 1e6
-    if not (folder / STORE_FILE).exists():
-        require_writable("teacher.centres.folder", folder)
-        return [f"class centres   {folder}: to be made from {len(dataset)} images, {megabytes:,.1f} MB of embeddings"]
-    check_origin(folder, origin)
-    return [f"class centres   {folder}: there, {megabytes:,.1f} MB of embeddings of these images"]
+    if (folder / STORE_FILE).exists():
+        return [f"{title}  {folder}: there, {megabytes:,.1f} MB of embeddings of these images"]
+    require_writable(f"teacher.{key}.folder", folder)
+    return [f"{title}  {folder}: to be made from {len(dataset)} images, {megabytes:,.1f} MB of embeddings"]
 
 
 def require_writable(key: str, folder: Path) -> None:

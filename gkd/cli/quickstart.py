@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from gkd.build import STUDENT_FILE
+from gkd.build_teacher import STUDENT_FILE
 from gkd.cli import run_tool
 from gkd.core.errors import GkdError
 from gkd.core.files import atomic_write

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd import build
+from gkd.build_teacher import build_teacher
 from gkd.cli import run_tool
 from gkd.core import distributed
 from gkd.core.config import load_config
@@ -80,7 +81,9 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def _objective(config: TrainRun, dataset: FaceData, device: torch.device) -> Any:
     """The run's objective as `tools/train.py` builds it, with the weights that the run began with."""
-    teacher = build.build_teacher(config, dataset, device) if config.teacher else None
+    teacher = build_teacher(config, dataset, device) if config.teacher else None
+    if teacher is not None:
+        teacher.teacher.compile_backbone = False  # nothing could be watched inside of a compiled one
     order = build.build_order(config, dataset)
     settings = build.build_settings(config, order.images_per_epoch)
     torch.manual_seed(config.run.seed)

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
 from gkd import build
+from gkd.build_teacher import HEAD_FILE, STUDENT_FILE, TeacherParts, build_teacher, kept_folder
 from gkd.cli import run_tool
 from gkd.cli.plan import format_plan
 from gkd.core import distributed
 from gkd.core.config import dump_yaml, load_config, to_plain
 from gkd.core.errors import GkdError
+from gkd.core.files import atomic_write
 from gkd.core.log import set_up_logging
-from gkd.data import PairSet
+from gkd.data import FaceData, PairSet
 from gkd.data.batches import BatchPlan
 from gkd.data.loader import TrainLoader
-from gkd.inference.check_teacher import TeacherCheck, check_teacher
+from gkd.inference.check_teacher import check_teacher
 from gkd.inference.embed import evaluate_pairs
-from gkd.inference.teacher import Teacher
+from gkd.inference.embedding_files import store_bytes
+from gkd.inference.model_card import CARD_FILE, ModelCard, cached_text, live_text, make_card
 from gkd.models import save_head, save_student
 from gkd.schema import TrainRun
 from gkd.train.batch_norm import averaged, own_statistics, restore_statistics, statistics, synchronise_batch_norm
@@ -79,11 +82,12 @@ def _train_or_plan(arguments: argparse.Namespace) -> int:
             return Run(config, sys.argv).train()
 
 
-def check_teacher_of(config: TrainRun, teacher: Teacher, dataset: Any, device: torch.device) -> TeacherCheck:
-    """Measure the teacher of `config` and refuse it below the minima set there; see `check_teacher`."""
-    settings = config.teacher
+def check_and_describe(config: TrainRun, parts: TeacherParts, dataset: FaceData, device: torch.device) -> ModelCard:
+    """Measure the teacher of `config`, refuse it below the minima set there, log its model card and return it."""
+    settings, teacher, network = config.teacher, parts.teacher, parts.network
     assert settings is not None
-    return check_teacher(
+    folder = kept_folder(settings)
+    check = check_teacher(
         teacher,
         PairSet.load(settings.check_pairs),
         dataset,
@@ -91,8 +95,25 @@ def check_teacher_of(config: TrainRun, teacher: Teacher, dataset: Any, device: t
         min_train_rank1=settings.min_train_rank1,
         num_samples=settings.check_samples,
         device=device,
-        record=settings.centres.folder / "teacher_check.json" if settings.centres else None,
+        record=None if folder is None else folder / "teacher_check.json",
     )
+    if teacher.stored is None:
+        execution = live_text(settings.precision, is_compiled=settings.compile)
+    else:
+        execution = cached_text(teacher.stored.folder, store_bytes(teacher.stored.origin))
+    card = make_card(
+        teacher,
+        check,
+        parts.input_check or "the run says what it was trained with",
+        source=network.source,
+        family=network.family,
+        input_reason=network.input_reason,
+        class_weights=parts.class_weights,
+        execution=execution,
+    )
+    for line in card.lines():
+        logger.info("%s", line)
+    return card
 
 
 @contextmanager
@@ -116,7 +137,7 @@ class Run:
         self.folder = config.run.folder
         self.dataset = build.build_dataset(config)
         self.pair_sets = build.build_pair_sets(config.evaluation.sets)
-        teacher = build.build_teacher(config, self.dataset, self.device) if config.teacher else None
+        teacher = build_teacher(config, self.dataset, self.device) if config.teacher else None
         self.order = build.build_order(config, self.dataset)
         self.settings = build.build_settings(config, self.order.images_per_epoch)
         # Just before the weights are drawn: a control and its student start from the same ones.
@@ -145,10 +166,12 @@ class Run:
         """Train to the end; returns 0, or 128 + the signal that stopped the run."""
         start_step = self._resume()
         if self.teacher is not None and start_step < self.settings.total_steps:
-            teacher = self.teacher.teacher
-            check_teacher_of(self.config, teacher, self.dataset, self.device)
-            if teacher.stored is not None:
-                teacher.backbone.cpu()  # it has done its part
+            card = check_and_describe(self.config, self.teacher, self.dataset, self.device)
+            if distributed.rank() == 0:
+                with atomic_write(self.folder / CARD_FILE) as temporary:
+                    temporary.write_text(json.dumps(card.to_json(), indent=2) + "\n", encoding="utf-8")
+            if self.teacher.teacher.stored is not None:
+                self.teacher.teacher.release_backbone()
             if isinstance(self.objective, ShardedDistillation):
                 self.objective.share_out_teacher()
         if distributed.rank() == 0:
@@ -199,7 +222,7 @@ class Run:
             with _explained(watch):
                 done = trainer.fit(loader, start_step)
                 self._finish_saving(done)
-        logger.info("weights: %s   TensorBoard: tensorboard --logdir %s", self.folder / build.STUDENT_FILE, self.folder)
+        logger.info("weights: %s   TensorBoard: tensorboard --logdir %s", self.folder / STUDENT_FILE, self.folder)
         return 0 if done == self.settings.total_steps else 128 + stop.signal_number
 
     def _loader(self, start_step: int) -> TrainLoader:
@@ -289,7 +312,7 @@ class Run:
         state |= {name.removeprefix("ema/"): tensor for name, tensor in staged.items() if name.startswith("ema/")}
         extra = {"step": step, "total_steps": self.settings.total_steps}
         save_student(
-            self.folder / build.STUDENT_FILE,
+            self.folder / STUDENT_FILE,
             self.objective.backbone,
             self.objective.input_spec,
             extra,
@@ -309,7 +332,7 @@ class Run:
         if isinstance(class_weights, DTensor):
             name = "ema/head.weight" if "ema/head.weight" in staged else "model/head.weight"
             class_weights = read_whole(checkpoint, name)
-        save_head(self.folder / build.HEAD_FILE, class_weights, meta)
+        save_head(self.folder / HEAD_FILE, class_weights, meta)
 
     def _evaluate(self) -> tuple[dict[str, float], float | None]:
         """Figures of the student on every set, and their mean accuracy as the score."""

@@ -14,7 +14,7 @@ import re
 import secrets
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NoReturn, TextIO
@@ -130,8 +130,14 @@ def restricted_unpickle(
         raise DataError(f"{what}: damaged, truncated or not a pickle ({reason}); make or download it again") from error
 
 
-def restricted_load_torch(path: str | Path, max_bytes: int = 16 * GIB) -> Any:
+def restricted_load_torch(path: str | Path, max_bytes: int = 16 * GIB, placeholders: Sequence[type] = ()) -> Any:
     """`torch.load(weights_only=True)` on the CPU, with a clear message for each way in which it can fail.
+
+    Args:
+        path: the file.
+        max_bytes: how large it may be, unpacked.
+        placeholders: classes that may stand for others of the same module and name; the file may make objects of them
+            with any arguments and any state.
 
     Raises:
         CheckpointError: missing, a folder, too large, a text or HTML page, truncated, or a pickle that wants to run
@@ -140,10 +146,10 @@ def restricted_load_torch(path: str | Path, max_bytes: int = 16 * GIB) -> Any:
     import torch
 
     path = Path(path)
-    _require_file(path, CheckpointError)
+    check_torch_file(path, max_bytes)
     try:
-        _check_torch_file(path, max_bytes)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(placeholders)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except GkdError:
         raise
     except pickle.UnpicklingError as error:
@@ -151,6 +157,19 @@ def restricted_load_torch(path: str | Path, max_bytes: int = 16 * GIB) -> Any:
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError … for damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: damaged or truncated ({reason}); save or download it again") from error
+
+
+def check_torch_file(path: Path, max_bytes: int) -> None:
+    """Refuse what cannot be a file of `torch.save`, before it is read.
+
+    Raises:
+        CheckpointError: missing, a folder, empty, a text or HTML page, or larger than `max_bytes` when unpacked.
+    """
+    _require_file(path, CheckpointError)
+    try:
+        _check_torch_file(path, max_bytes)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: damaged or truncated ({error}); save or download it again") from error
 
 
 class _RestrictedUnpickler(pickle._Unpickler):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,30 @@ import torch
 from gkd.core.errors import CheckpointError
 from gkd.data import FaceData, PairSet
 from gkd.inference.embed import embed_images, evaluate_pairs
-from gkd.inference.embedding_store import network_digest
+from gkd.inference.network_digest import network_digest
 from gkd.inference.record import measured_once
 from gkd.inference.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
 COSINES_AT_ONCE = 2**27
+_RECORD_VERSION = 2  # of the values kept in a record; one with others is measured anew
 
 
 @dataclass(frozen=True)
 class TeacherCheck:
-    """The two figures of a teacher, both fractions."""
+    """The two figures of a teacher, both fractions.
+
+    accuracy, accuracy_std: of verification, mean and standard deviation over the folds, on the `num_pairs` pairs of
+    `pairs_name`. train_rank1: on `num_samples` training images.
+    """
 
     accuracy: float
     train_rank1: float
     num_samples: int
+    accuracy_std: float
+    num_pairs: int
+    pairs_name: str
 
 
 def check_teacher(
@@ -51,17 +61,19 @@ def check_teacher(
             from it.
 
     Raises:
-        CheckpointError: a figure is below its minimum; the message gives both figures.
+        CheckpointError: a figure is below its minimum (the message gives both figures), or the record is damaged.
     """
     values = measured_once(
         record,
         _key(teacher, pairs, dataset, num_samples) if record is not None else {},
         lambda: asdict(_measure(teacher, pairs, dataset, num_samples, device)),
     )
-    check = TeacherCheck(float(values["accuracy"]), float(values["train_rank1"]), int(values["num_samples"]))
+    check = _from_plain(values, pairs.name, record)
     logger.info(
-        "teacher: verification accuracy %.4f on %s, training rank-1 %.4f on %d images",
+        "teacher: verification accuracy %.4f +- %.4f on %d pairs of %s, training rank-1 %.4f on %d images",
         check.accuracy,
+        check.accuracy_std,
+        check.num_pairs,
         pairs.name,
         check.train_rank1,
         check.num_samples,
@@ -79,11 +91,28 @@ def check_teacher(
 def _measure(
     teacher: Teacher, pairs: PairSet, dataset: FaceData, num_samples: int, device: torch.device
 ) -> TeacherCheck:
-    accuracy = evaluate_pairs(
+    result = evaluate_pairs(
         teacher.backbone, teacher.input_spec, pairs, flip=True, batch_size=64, device=device, name=pairs.name
-    ).accuracy
+    )
     indices = sampled_images(dataset, num_samples)
-    return TeacherCheck(accuracy, _rank1(teacher, dataset, indices, device), len(indices))
+    rank1 = _rank1(teacher, dataset, indices, device)
+    return TeacherCheck(result.accuracy, rank1, len(indices), result.accuracy_std, result.num_pairs, pairs.name)
+
+
+def _from_plain(values: Mapping[str, Any], pairs_name: str, record: Path | None) -> TeacherCheck:
+    """The figures of a record, which anyone may have changed; the set bears the name that it has now."""
+    accuracy, train_rank1, accuracy_std = (
+        _number(values.get(name)) for name in ("accuracy", "train_rank1", "accuracy_std")
+    )
+    num_samples, num_pairs = (_number(values.get(name)) for name in ("num_samples", "num_pairs"))
+    are_fractions = all(0 <= value <= 1 for value in (accuracy, train_rank1, accuracy_std))
+    if not (are_fractions and 1 <= num_samples < math.inf and 1 <= num_pairs < math.inf):
+        raise CheckpointError(f"{record}: damaged: its figures are {str(dict(values))[:200]}; remove it")
+    return TeacherCheck(accuracy, train_rank1, int(num_samples), accuracy_std, int(num_pairs), pairs_name)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def sampled_images(dataset: FaceData, num_samples: int) -> npt.NDArray[np.int64]:
@@ -132,6 +161,7 @@ def _key(teacher: Teacher, pairs: PairSet, dataset: FaceData, num_samples: int) 
     """Everything that the figures depend on."""
     weights = teacher.head.weight.detach().cpu().contiguous().numpy()
     return {
+        "version": _RECORD_VERSION,
         "network": network_digest(teacher.backbone),
         "input": str(teacher.input_spec),
         "class_weights": hashlib.sha256(weights.tobytes()).hexdigest(),

@@ -11,11 +11,9 @@ Shapes: n images, C classes, D embedding dimension.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +23,15 @@ from torch import Tensor, nn
 from gkd.core import distributed
 from gkd.core.errors import ConfigError
 from gkd.data import FaceData
-from gkd.data.face_data import is_streamed
 from gkd.inference.embed import on_first_rank
-from gkd.inference.embedding_store import BLOCK_SIZE, EmbeddingStore, Origin, hold_store, network_digest
+from gkd.inference.embedding_files import BLOCK_SIZE
+from gkd.inference.embedding_store import EmbeddingStore, find_embeddings, held_by_first_rank
 from gkd.inference.label_noise import report_label_noise
 from gkd.models import InputSpec, load_head, save_head
 
 logger = logging.getLogger(__name__)
+
+_OWNER = "teacher.centres.folder"
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,17 +44,6 @@ class ClassCentres:
     store: EmbeddingStore
 
 
-def origin_of(backbone: nn.Module, input_spec: InputSpec, dataset: FaceData) -> Origin:
-    """What the embeddings of `dataset` by `backbone` belong to."""
-    return Origin(
-        data=dataset.fingerprint,
-        network=network_digest(backbone),
-        input=str(input_spec),
-        num_images=len(dataset),
-        embedding_dim=int(backbone.embedding_dim),  # type: ignore[arg-type]
-    )
-
-
 def find_class_centres(
     folder: Path,
     backbone: nn.Module,
@@ -63,30 +52,38 @@ def find_class_centres(
     *,
     device: torch.device,
     min_cosine: float | None = None,
+    dtype: Literal["float16", "bfloat16"] = "float16",
+    precision: Literal["fp32", "bf16"] = "fp32",
     is_skipping: bool = False,
-    batch_size: int = 64,
 ) -> ClassCentres:
     """The class centres of `dataset` under a network: those in `folder`, or computed into it now by all ranks.
 
     Args:
         folder: where embeddings, centres and the report of label noise are kept; an interrupted pass is taken up.
-        device: where `backbone` is.
         min_cosine: leave out images whose cosine to the centre of the other images of their class is lower. A class
             keeps all its images where none would be left.
-        is_skipping: leave out images that do not decode, instead of stopping at the first.
+        The others are as in `find_embeddings`.
 
     Raises:
-        CheckpointError: the folder belongs to another network or other data. DataError: an image cannot be used.
-        ConfigError: embeddings are missing, and the images lie in tar shards.
-        GkdError: another process is filling the folder now.
+        As `find_embeddings`.
     """
     if min_cosine is not None and not -1 <= min_cosine < 1:
         raise ConfigError(f"teacher.centres.min_cosine must lie in [-1, 1), got {min_cosine}")
-    store = EmbeddingStore(folder, origin_of(backbone, input_spec, dataset))
+    store = find_embeddings(
+        folder,
+        backbone,
+        input_spec,
+        dataset,
+        device=device,
+        dtype=dtype,
+        precision=precision,
+        is_skipping=is_skipping,
+        owner=_OWNER,
+    )
     path = folder / ("centres.pt" if min_cosine is None else f"centres_min{min_cosine:g}.pt")
-    if not distributed.broadcast_object(store.is_complete and path.exists()):
-        with _held(folder):
-            _make(path, store, backbone, input_spec, dataset, device, min_cosine, is_skipping, batch_size)
+    if not distributed.broadcast_object(path.exists()):
+        with held_by_first_rank(folder, _OWNER):
+            on_first_rank(lambda: _write(path, store, dataset, min_cosine))
     weights, _ = load_head(path)
     return ClassCentres(weights, store)
 
@@ -110,7 +107,7 @@ def image_blocks(store: EmbeddingStore) -> list[slice]:
 
 def image_sums(store: EmbeddingStore, rows: slice) -> Floats:
     """The sum of the unit embeddings of each image and its mirror image, (n, D)."""
-    sums: Floats = store.embeddings[rows].astype(np.float64).sum(axis=1)
+    sums: Floats = store.views(rows).astype(np.float64).sum(axis=1)
     return sums
 
 
@@ -128,32 +125,9 @@ def own_cosines(store: EmbeddingStore, sums: Floats, counts: Floats, is_used: np
     return cosines
 
 
-def _make(
-    path: Path,
-    store: EmbeddingStore,
-    backbone: nn.Module,
-    input_spec: InputSpec,
-    dataset: FaceData,
-    device: torch.device,
-    min_cosine: float | None,
-    is_skipping: bool,
-    batch_size: int,
-) -> None:
-    if not distributed.broadcast_object(store.is_complete):
-        if is_streamed(dataset):
-            raise ConfigError(
-                f"{store.folder}: embeddings are made in the order of sample ids, for which tar shards would be "
-                "fetched over and over; make them with `prepare.py centres` from the set that the shards were written "
-                "from, which the folder then serves as well"
-            )
-        logger.info("%s: embedding %d images and their mirror images", store.folder, len(dataset))
-        store.fill(backbone, input_spec, dataset, device=device, is_skipping=is_skipping, batch_size=batch_size)
-    on_first_rank(lambda: _write(path, store, dataset, min_cosine))
-
-
 def _write(path: Path, store: EmbeddingStore, dataset: FaceData, min_cosine: float | None) -> None:
     """Average, report label noise, and write the centres last."""
-    is_used = ~np.isnan(store.embeddings[:, 0, 0])
+    is_used = store.has_embedding()
     sums, counts = class_sums(store, dataset.num_identities, is_used)
     cosines = own_cosines(store, sums, counts, is_used)
     if min_cosine is not None:
@@ -188,11 +162,3 @@ def _meta(store: EmbeddingStore, dataset: FaceData, min_cosine: float | None, nu
         "min_cosine": min_cosine,
         "num_images": num_used,
     }
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the folder; rank 0 does it for all."""
-    with ExitStack() as stack:
-        on_first_rank(lambda: stack.enter_context(hold_store(folder)))
-        yield

@@ -4,12 +4,15 @@ Shapes: N images, D embedding dimension, C classes, H x W pixels.
 """
 
 from gkd.models.backbone import Backbone
+from gkd.models.class_weight_files import load_class_weights
 from gkd.models.cost import count_macs, num_parameters
 from gkd.models.create import BACKBONES, create_backbone
 from gkd.models.head_file import load_head, save_head
 from gkd.models.input_spec import InputSpec
+from gkd.models.load_report import LoadReport
 from gkd.models.onnx_backbone import OnnxBackbone
-from gkd.models.weights import LoadReport, load_student, load_weights, save_student
+from gkd.models.student_file import load_student, save_student
+from gkd.models.weights import load_network, load_weights
 
 __all__ = [
     "BACKBONES",
@@ -19,7 +22,9 @@ __all__ = [
     "OnnxBackbone",
     "count_macs",
     "create_backbone",
+    "load_class_weights",
     "load_head",
+    "load_network",
     "load_student",
     "load_weights",
     "num_parameters",

@@ -9,9 +9,12 @@ from typing import Any
 
 from gkd.core.errors import ConfigError
 from gkd.models.backbone import Backbone
+from gkd.models.ir import IR, ir18, ir34, ir50, ir101
 from gkd.models.iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100, iresnet200
 from gkd.models.mobilefacenet import MobileFaceNet
 from gkd.models.mobilefacenet_classic import MobileFaceNetClassic
+from gkd.models.mobilefacenet_facex import MobileFaceNetFaceX
+from gkd.models.mobilefacenet_relu6 import MobileFaceNetReLU6
 from gkd.models.onnx_backbone import OnnxBackbone
 from gkd.models.timm_adapter import TimmBackbone
 
@@ -22,8 +25,15 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "iresnet50": iresnet50,
     "iresnet100": iresnet100,
     "iresnet200": iresnet200,
+    "ir": IR,
+    "ir18": ir18,
+    "ir34": ir34,
+    "ir50": ir50,
+    "ir101": ir101,
     "mobilefacenet": MobileFaceNet,
     "mobilefacenet_classic": MobileFaceNetClassic,
+    "mobilefacenet_facex": MobileFaceNetFaceX,
+    "mobilefacenet_relu6": MobileFaceNetReLU6,
 }
 
 TIMM_PREFIX = "timm:"

@@ -1,21 +1,21 @@
-"""Which family of network a state dict comes from, told by the names and shapes of its tensors."""
+"""Which network a state dict comes from, told by the names and shapes of its tensors."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import Any
 
-Shapes = Mapping[str, tuple[int, ...]]
+from gkd.models.layouts import Shapes, num_children, settings_of
 
 PREFIXES = ("features.module.", "module.features.", "module.", "model.", "net.", "backbone.")
 
-DEPTHS = {
-    (2, 2, 2, 2): "iresnet18",
-    (3, 4, 6, 3): "iresnet34",
-    (3, 4, 14, 3): "iresnet50",
-    (3, 13, 30, 3): "iresnet100",
-    (6, 26, 60, 6): "iresnet200",
+# What each family's networks have by default, and so is left out of an architecture.
+DEFAULTS: dict[str, Any] = {
+    "width_multiplier": 1.0,
+    "scale": 2,
+    "blocks": [1, 4, 6, 2],
+    "input_size": [112, 112],
 }
 
 
@@ -33,32 +33,42 @@ def describe_family(shapes: Shapes) -> str:
     return f"{_family(shapes)} ({len(shapes)} tensors)"
 
 
+def architecture_of(shapes: Shapes) -> dict[str, Any] | None:
+    """What `create_backbone` takes to build the network these tensors are of; None where no family fits.
+
+    It is a guess from a few tensors: whoever uses it compares all names and shapes with the network it built. Settings
+    that no tensor shows (`dropout`, `input_pooling`) are left out, and so are those at their defaults; of the image
+    size only its sixteenth, rounded up, shows, and of a fully connected layer only where height and width are equal.
+
+    Args:
+        shapes: any names and shapes, such as those of a file from anyone.
+    """
+    settings = settings_of(shapes)
+    if settings is None or not _is_possible(settings):
+        return None
+    return {key: value for key, value in settings.items() if key not in DEFAULTS or value != DEFAULTS[key]}
+
+
+def _is_possible(settings: dict[str, Any]) -> bool:
+    """Whether no number is missing: a size of 0 stands where a tensor was not there or of another rank."""
+    numbers = [value for value in settings.values() if not isinstance(value, str)]
+    return all(number > 0 for value in numbers for number in (value if isinstance(value, list) else [value]))
+
+
 def _family(shapes: Shapes) -> str:
+    settings = settings_of(shapes)
+    if settings is None:
+        return _unknown(shapes)
+    layers, usual = settings.get("layers"), 128 if "scale" in settings else 64
+    width = 64 * settings.get("scale", 0) or round(64 * settings.get("width_multiplier", 0)) or usual
+    name = settings["name"] if layers is None else f"{settings['name']} with layers {layers}"
+    return str(name) if width == usual else f"{name} of width {width}"
+
+
+def _unknown(shapes: Shapes) -> str:
     if "input_layer.0.weight" in shapes and any(name.startswith("body.") for name in shapes):
-        return f"an IR network of the `input_layer.`/`body.` family with {_num_children(shapes, 'body')} blocks"
-    if "layer1.0.bn1.weight" in shapes and "features.running_mean" in shapes:
-        return _iresnet(shapes)
-    if "layers.0.layers.0.weight" in shapes and "conv_sep.layers.0.weight" in shapes:
-        return _with_width("mobilefacenet", shapes["layers.0.layers.0.weight"], 128)
-    if "conv2_dw.conv.weight" in shapes and "conv_6_sep.conv.weight" in shapes:
-        return _with_width("mobilefacenet_classic", shapes["conv2_dw.conv.weight"], 64)
+        return f"an IR network of the `input_layer.`/`body.` family with {num_children(shapes, 'body')} blocks"
     return "a network of no known family"
-
-
-def _iresnet(shapes: Shapes) -> str:
-    layers = tuple(_num_children(shapes, f"layer{index}") for index in range(1, 5))
-    name = DEPTHS.get((layers[0], layers[1], layers[2], layers[3]))
-    return _with_width(name or f"iresnet with layers {list(layers)}", shapes.get("conv1.weight", ()), 64)
-
-
-def _with_width(name: str, first_weight: tuple[int, ...], usual: int) -> str:
-    width = first_weight[0] if first_weight else usual
-    return name if width == usual else f"{name} of width {width}"
-
-
-def _num_children(shapes: Shapes, parent: str) -> int:
-    children = (re.match(rf"{parent}\.(\d+)\.", name) for name in shapes)
-    return len({child.group(1) for child in children if child})
 
 
 def describe_difference(expected: Shapes, given: Shapes) -> str:

@@ -1,6 +1,7 @@
 """MobileFaceNet with the widths of its paper and a 512-dimensional output (1.20 M parameters).
 
-Source: Chen et al. 2018, "MobileFaceNets", table 1; names and shapes of the tensors follow TFace, so its weights load.
+Source: Chen et al. 2018, "MobileFaceNets", table 1; names and shapes of the tensors follow TFace and AdaDistill, so
+their weights load.
 """
 
 from __future__ import annotations
@@ -85,7 +86,32 @@ class OutputLayer(nn.Module):
         return embed_in_full_precision(self.conv_6_dw(maps).flatten(1), self.linear, self.bn)
 
 
-class MobileFaceNetClassic(Backbone):
+class ClassicStages(Backbone):
+    """Inverted-residual stages of 4, 6 and 2 blocks with 64, 128, 128 channels, then 512; an output follows."""
+
+    def __init__(self, *, embedding_dim: int, width_multiplier: float, input_size: tuple[int, int]) -> None:
+        super().__init__(embedding_dim=embedding_dim, input_size=input_size)
+        width = round(64 * check_number("width_multiplier", width_multiplier, 0.0625, 8.0))
+        self.final_channels = 8 * width
+        self.conv1 = Convolution(3, width, 3, stride=2)
+        self.conv2_dw = Convolution(width, width, 3, groups=width)
+        self.conv_23 = InvertedBlock(width, 2 * width, width, stride=2)
+        self.conv_3 = Stage(width, 2 * width, 4)
+        self.conv_34 = InvertedBlock(width, 4 * width, 2 * width, stride=2)
+        self.conv_4 = Stage(2 * width, 4 * width, 6)
+        self.conv_45 = InvertedBlock(2 * width, 8 * width, 2 * width, stride=2)
+        self.conv_5 = Stage(2 * width, 4 * width, 2)
+        self.conv_6_sep = Convolution(2 * width, self.final_channels, 1)
+
+    def last_maps(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to the maps (N, C, ceil(H / 16), ceil(W / 16)) that the output takes."""
+        maps = self.conv2_dw(self.conv1(images))
+        maps = self.conv_4(self.conv_34(self.conv_3(self.conv_23(maps))))
+        outputs: Tensor = self.conv_6_sep(self.conv_5(self.conv_45(maps)))
+        return outputs
+
+
+class MobileFaceNetClassic(ClassicStages):
     """Inverted-residual stages of 4, 6 and 2 blocks with 64, 128, 128 channels, then 512.
 
     Args:
@@ -107,27 +133,14 @@ class MobileFaceNetClassic(Backbone):
         input_size: tuple[int, int] = (112, 112),
         input_pooling: int = 1,
     ) -> None:
-        super().__init__(embedding_dim=embedding_dim, input_size=input_size)
+        super().__init__(embedding_dim=embedding_dim, width_multiplier=width_multiplier, input_size=input_size)
         self.input_pooling = check_integer("input_pooling", input_pooling, 1, 4)
-        width = round(64 * check_number("width_multiplier", width_multiplier, 0.0625, 8.0))
-        self.conv1 = Convolution(3, width, 3, stride=2)
-        self.conv2_dw = Convolution(width, width, 3, groups=width)
-        self.conv_23 = InvertedBlock(width, 2 * width, width, stride=2)
-        self.conv_3 = Stage(width, 2 * width, 4)
-        self.conv_34 = InvertedBlock(width, 4 * width, 2 * width, stride=2)
-        self.conv_4 = Stage(2 * width, 4 * width, 6)
-        self.conv_45 = InvertedBlock(2 * width, 8 * width, 2 * width, stride=2)
-        self.conv_5 = Stage(2 * width, 4 * width, 2)
-        self.conv_6_sep = Convolution(2 * width, 8 * width, 1)
-        self.output_layer = OutputLayer(8 * width, embedding_dim, self.final_size(self.input_pooling))
+        self.output_layer = OutputLayer(self.final_channels, embedding_dim, self.final_size(self.input_pooling))
         initialise_kaiming(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to raw embeddings (N, D)."""
         if self.input_pooling > 1:
             images = F.avg_pool2d(images, self.input_pooling)
-        maps = self.conv2_dw(self.conv1(images))
-        maps = self.conv_4(self.conv_34(self.conv_3(self.conv_23(maps))))
-        maps = self.conv_6_sep(self.conv_5(self.conv_45(maps)))
-        embeddings: Tensor = self.output_layer(maps)
+        embeddings: Tensor = self.output_layer(self.last_maps(images))
         return embeddings

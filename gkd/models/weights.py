@@ -1,180 +1,139 @@
-"""Read weights of any supported backbone; write and read `student.pt`, which holds the whole of a trained backbone.
+"""Read a network from a weight file of this or of another project, and say what was found.
 
-`student.pt` is a dict that `torch.load(weights_only=True)` takes: `format`, `format_version`, `architecture` (name and
-all settings), `input` (color, mean, std, size), `state_dict`, `extra` (plain values). `student.safetensors` beside it
-holds the same for other tools. Both are read here.
+Student files, plain state dicts, training checkpoints of known projects, `.safetensors` of any of them, and, for
+`load_network`, ONNX files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
 from gkd.core.errors import CheckpointError, ConfigError
 from gkd.models.backbone import Backbone
-from gkd.models.contents import check_format, check_plain, check_tensor, check_tensors, shapes_of
-from gkd.models.create import ONNX_PREFIX, create_backbone
-from gkd.models.families import describe_difference, describe_family, known_prefix
-from gkd.models.input_spec import InputSpec
-from gkd.models.safetensors_file import read_weight_file, write_both
+from gkd.models.contents import check_tensors, shapes_of
+from gkd.models.create import ONNX_PREFIX
+from gkd.models.families import architecture_of
+from gkd.models.load_report import LoadReport, foreign_report, read_weights, student_report
+from gkd.models.nearest_family import describe_unknown
+from gkd.models.onnx_backbone import OnnxBackbone
+from gkd.models.onnx_file import read_onnx
+from gkd.models.student_file import (
+    build_backbone,
+    check_fit,
+    fill_backbone,
+    is_student,
+    student_fields,
+    student_input,
+    student_of,
+)
+from gkd.models.weight_sources import Tensors, find_source, find_tensors
 
-FORMAT = "gkd.student"
-FORMAT_VERSION = 1
-FIELDS = {"architecture", "input", "state_dict", "extra"}
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What `load_weights` did: the file, the family found in it, the prefix stripped from its names, the tensors.
-
-    `input_spec` is what the file says of its input, None where it says nothing.
-    """
-
-    path: Path
-    family: str
-    stripped_prefix: str
-    num_tensors: int
-    input_spec: InputSpec | None = None
-
-
-def save_student(
-    path: str | Path,
-    backbone: Backbone,
-    input_spec: InputSpec,
-    extra: Mapping[str, Any] | None = None,
-    *,
-    state: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write a backbone, its input conversion and some plain values, whole or not at all, and a `.safetensors` beside.
-
-    Args:
-        path: the file to write; the other has the same name with the suffix `.safetensors`.
-        backbone: a network that `create_backbone` built.
-        input_spec: what the network was trained with.
-        extra: text, numbers, lists, dicts or None by name.
-        state: the tensors to write; None: those that the backbone has now. A copy lets it go on training meanwhile.
-
-    Raises:
-        ConfigError: the backbone does not know its architecture.
-        CheckpointError: a weight is not finite, `state` does not fit the backbone, or a value in `extra` is not plain.
-    """
-    if not backbone.architecture:
-        raise ConfigError(
-            "save_student needs a backbone that create_backbone built and that can be trained; a network from an ONNX "
-            "file cannot be"
-        )
-    if state is None:
-        state = backbone.state_dict()
-    else:
-        _check_fit(Path(path), backbone, state, same_dtype=True)
-    tensors = {name: check_tensor(tensor.cpu(), f"{path}: {name}") for name, tensor in state.items()}
-    fields = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "architecture": check_plain(backbone.architecture, "architecture"),
-        "input": {
-            "color": input_spec.color,
-            "mean": list(input_spec.mean),
-            "std": list(input_spec.std),
-            "size": list(backbone.input_size),
-        },
-        "extra": check_plain(dict(extra or {}), "extra"),
-    }
-    write_both(Path(path), fields, tensors, {**fields, "state_dict": tensors})
-
-
-def load_student(path: str | Path) -> tuple[Backbone, InputSpec, dict[str, Any]]:
-    """Read what `save_student` wrote: the backbone in evaluation mode on the CPU, its input conversion, the values.
-
-    The file may come from anyone: no code in it runs, and every field is checked before it is used.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, unsafe, of another format, or its tensors do not fit its
-            architecture.
-    """
-    path = Path(path)
-    content = check_format(read_weight_file(path, "state_dict"), path, FORMAT, FORMAT_VERSION, FIELDS)
-    architecture = check_plain(content["architecture"], f"{path}: architecture")
-    extra = check_plain(content["extra"], f"{path}: extra")
-    backbone = _build(path, architecture, on_meta=True)
-    input_spec = _input_spec(path, content["input"], backbone)
-    tensors = check_tensors(content["state_dict"], f"{path}: state_dict")
-    _check_fit(path, backbone, tensors, same_dtype=True)
-    backbone.load_state_dict(tensors, assign=True)
-    if any(tensor.is_meta for tensor in chain(backbone.parameters(), backbone.buffers())):
-        # Some networks compute tensors that no file holds.
-        backbone = _build(path, architecture, on_meta=False)
-        backbone.load_state_dict(tensors)
-    return backbone.eval(), input_spec, extra
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def load_weights(backbone: Backbone, path: str | Path) -> LoadReport:
-    """Fill a backbone from `student.pt`, a plain state dict or a `.safetensors` file, strictly.
+    """Fill a backbone from a weight file, strictly: all its tensors, and none beside them but class weights.
 
-    One known prefix that all names bear (`module.`, `model.`, `net.`, `backbone.`, `features.module.`,
-    `module.features.`) is stripped.
+    A student file, a plain state dict, a training checkpoint of a known project, or `.safetensors`. One known prefix
+    (`module.`, `model.`, `net.`, `backbone.`, `features.module.`, `module.features.`) is stripped.
 
     Raises:
         CheckpointError: the file is missing, damaged or unsafe, or its tensors are not those of this backbone: the
             message names the family found and what differs.
     """
-    path = Path(path)
-    content = read_weight_file(path, "state_dict")
-    fields = None
-    if isinstance(content, dict) and "format" in content:
-        fields = check_format(content, path, FORMAT, FORMAT_VERSION, FIELDS)
-        content = fields["state_dict"]
-    given = check_tensors(content, str(path))
-    prefix = "" if given.keys() == backbone.state_dict().keys() else known_prefix(given)
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
-    _check_fit(path, backbone, tensors, same_dtype=False)
-    input_spec = None if fields is None else _input_spec(path, fields["input"], backbone)
+    file = read_weights(Path(path))
+    if is_student(file.content):
+        fields = student_fields(file.content, file.path)
+        tensors = check_tensors(fields["state_dict"], str(file.path))
+        check_fit(file.path, backbone, tensors, same_dtype=False)
+        report = student_report(file, backbone, student_input(file.path, fields["input"], backbone))
+    else:
+        expected = backbone.state_dict().keys()
+        found = find_tensors(file.content, file.path, lambda network: network.keys() == expected)
+        tensors = found.network
+        check_fit(file.path, backbone, tensors, same_dtype=False)
+        report = foreign_report(file, found, backbone.architecture)
     backbone.load_state_dict(tensors)
-    return LoadReport(path, describe_family(shapes_of(tensors)), prefix, len(tensors), input_spec)
+    return report
 
 
-def _build(path: Path, architecture: Any, *, on_meta: bool) -> Backbone:
-    if not isinstance(architecture, dict) or not isinstance(architecture.get("name"), str):
-        raise CheckpointError(f"{path}: architecture must be a dict with a name, got {str(architecture)[:200]}")
-    if architecture["name"].startswith(ONNX_PREFIX):  # a file that may come from anyone must not open another
-        raise CheckpointError(f"{path}: architecture names another file, {architecture['name'][:200]!r}; use that file")
-    try:
-        # Fresh weights that are thrown away must not move the caller's random numbers.
-        with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
-            return create_backbone(**architecture)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: architecture: {error}") from error
+def load_network(path: str | Path, *, input_size: tuple[int, int] | None = None) -> tuple[Backbone, LoadReport]:
+    """Build the network that a weight file holds, told by the names of its tensors, and fill it strictly.
+
+    Args:
+        path: any file that `load_weights` takes, or an ONNX file.
+        input_size: (H, W) in pixels where the file leaves them open; None is what it shows, or 112 x 112.
+
+    Returns:
+        The network in evaluation mode on the CPU, and what was found.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or unsafe, or holds no network of a known family.
+        ConfigError: `input_size` contradicts the file.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".onnx":
+        return _load_onnx(path, input_size)
+    file = read_weights(path)
+    if is_student(file.content):
+        backbone, input_spec, _ = student_of(file.content, path)
+        _check_size(path, backbone, input_size)
+        return backbone, student_report(file, backbone, input_spec)
+    found = find_tensors(file.content, path)
+    backbone = _build(file.content, found, path, input_size)
+    source = find_source(found, backbone.architecture)
+    if source is not None:
+        _set_batch_norm_eps(backbone, source.batch_norm_eps)
+    return backbone, foreign_report(file, found, backbone.architecture)
 
 
-def _input_spec(path: Path, fields: Any, backbone: Backbone) -> InputSpec:
-    plain = check_plain(fields, f"{path}: input")
-    if not isinstance(plain, dict) or set(plain) != {"color", "mean", "std", "size"}:
-        raise CheckpointError(f"{path}: input must hold color, mean, std and size, got {str(plain)[:200]}")
-    if plain["size"] != list(backbone.input_size):
-        raise CheckpointError(
-            f"{path}: input size {plain['size']} differs from the architecture's {list(backbone.input_size)}"
-        )
-    try:
-        return InputSpec(color=plain["color"], mean=plain["mean"], std=plain["std"])
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
-def _check_fit(path: Path, backbone: Backbone, tensors: Mapping[str, Tensor], *, same_dtype: bool) -> None:
-    """Names, shapes and types of `tensors` are those of the backbone; `same_dtype` False lets floats differ."""
+def _build(content: object, found: Tensors, path: Path, input_size: tuple[int, int] | None) -> Backbone:
+    architecture = architecture_of(shapes_of(found.network))
+    if architecture is None:
+        raise CheckpointError(f"{path}: holds no network of a known family: {describe_unknown(content, found)}")
+    if input_size is not None:
+        architecture["input_size"] = list(input_size)
+    backbone = build_backbone(path, architecture, on_meta=True)
+    check_fit(path, backbone, found.network, same_dtype=False)
     expected = backbone.state_dict()
-    difference = describe_difference(shapes_of(expected), shapes_of(tensors))
-    if difference:
-        found, wanted = describe_family(shapes_of(tensors)), describe_family(shapes_of(expected))
-        raise CheckpointError(f"{path} holds {found}, which does not fit {wanted}: {difference}")
-    for name, tensor in expected.items():
-        given = tensors[name].dtype
-        are_floats = given.is_floating_point and tensor.dtype.is_floating_point
-        if given != tensor.dtype and (same_dtype or not are_floats):
-            raise CheckpointError(f"{path}: {name} is {given}, expected {tensor.dtype}")
+    tensors = {name: tensor.to(expected[name].dtype) for name, tensor in found.network.items()}
+    return fill_backbone(path, architecture, backbone, tensors).eval()
+
+
+def _load_onnx(path: Path, input_size: tuple[int, int] | None) -> tuple[Backbone, LoadReport]:
+    backbone = OnnxBackbone(path=path, input_size=input_size)
+    num_tensors = _num_initializers(path)
+    report = LoadReport(
+        path=path,
+        family=f"ONNX network ({num_tensors} tensors)",
+        stripped_prefix="",
+        num_tensors=num_tensors,
+        source="ONNX file",
+        architecture={"name": f"{ONNX_PREFIX}{path}"},
+        sha256=backbone.sha256,
+        input_reason="an ONNX file does not say how it takes its pixels",
+        notes=("frozen: it can teach and be evaluated, but not be trained",),
+    )
+    return backbone, report
+
+
+def _num_initializers(path: Path) -> int:
+    import onnx
+
+    content, _ = read_onnx(path)
+    return len(onnx.load_model_from_string(content).graph.initializer)
+
+
+def _check_size(path: Path, backbone: Backbone, input_size: tuple[int, int] | None) -> None:
+    if input_size is not None and tuple(input_size) != backbone.input_size:
+        raise ConfigError(
+            f"input_size {list(input_size)} was given, but {path} says {list(backbone.input_size)}; leave it out"
+        )
+
+
+def _set_batch_norm_eps(backbone: Backbone, eps: float) -> None:
+    for module in backbone.modules():
+        if isinstance(module, _BATCH_NORMS):
+            module.eps = eps

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from gkd import build
+from gkd.build_teacher import check_teacher_files, require_same_size
 from gkd.core.config import to_plain
 from gkd.core.errors import ConfigError, GkdError
 from gkd.data import PairSet
@@ -80,9 +81,7 @@ def _teacher_problems(plan: StudyPlan) -> Iterator[str]:
 
 def _try_teacher(config: TrainRun) -> None:
     assert config.teacher is not None
-    teacher, _ = build.build_teacher_network(config)
+    network = check_teacher_files(config, build.build_dataset(config))
     with torch.device("meta"):
-        build.require_same_size(build.build_backbone(config), teacher)
+        require_same_size(build.build_backbone(config), network.backbone)
     PairSet.load(config.teacher.check_pairs)
-    if config.teacher.centres is None:  # else the class weights are made before the first run
-        build.build_teacher(config, build.build_dataset(config), torch.device("cpu"))

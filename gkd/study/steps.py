@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gkd.build_teacher import kept_folder
 from gkd.core.config import dump_yaml, to_plain
 from gkd.core.errors import GkdError
 from gkd.core.files import atomic_write
@@ -131,24 +132,25 @@ class Study:
             raise GkdError(f"{key.path}: no score was written; see {run.folder / 'score.log'}")
 
     def _make_centres(self) -> None:
-        """Make the class centres of the methods' teachers, once each, before anything trains.
+        """Make what is kept of the methods' teachers (caches, class centres), once each, before anything trains.
 
         That also checks the teachers: one that is too weak, or is fed wrongly, ends the study here.
 
         Raises:
-            GkdError: centres could not be made.
+            GkdError: they could not be made.
         """
         mark = self.plan.folder / "centres.json"
         for method in self.plan.study.methods:
             run = self.plan.final_runs(method, 0, 0)[0]
             settings = run.config.teacher
-            if settings is None or settings.centres is None or self.stop.signal_number:
+            folder = None if settings is None else kept_folder(settings)
+            if folder is None or self.stop.signal_number:
                 continue
             teacher = _teacher_key(run)
             done = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else []
-            if teacher in done and settings.centres.folder.exists():
+            if teacher in done and folder.exists():
                 continue
-            logger.info("start  class centres in %s", settings.centres.folder)
+            logger.info("start  embeddings of the teacher in %s", folder)
             command = [str(ROOT / "tools" / "prepare.py"), "centres", str(self._write_config(run))]
             run_all([partial(self._prepare, command)], 1, self.launch, self.stop)
             if not self.stop.signal_number:
@@ -159,7 +161,7 @@ class Study:
             self._command(command, self.plan.folder / "centres.log")
         except GkdError as error:
             if not self.stop.signal_number:
-                raise GkdError(f"nothing was trained, for class centres could not be made: {error}") from error
+                raise GkdError(f"nothing was trained, for the teacher was not embedded: {error}") from error
 
     def _command(self, arguments: Sequence[str], log: Path) -> None:
         """Run one of our tools; a failure is a GkdError with its last word."""
@@ -176,7 +178,7 @@ class Study:
 
 
 def _teacher_key(run: PlannedRun) -> dict[str, Any]:
-    """What class centres depend on, as plain values."""
+    """What the kept embeddings depend on, as plain values."""
     key: dict[str, Any] = to_plain(run.config.teacher)
     return key | {"data": to_plain(run.config.data.train)}
 

@@ -57,13 +57,13 @@ def start_from(
     """
     path = _student_file(Path(path))
     report = load_weights(cast(Backbone, objective.backbone), path)
-    if report.input_spec is not None and report.input_spec != objective.input_spec:
+    if report.is_input_certain and report.input_spec != objective.input_spec:
         raise ConfigError(
             f"{path}: was trained with the input {report.input_spec}, and this run has {objective.input_spec}; "
             "set `input` to what the weights were trained with"
         )
     lines = [f"backbone: {report.family} from {path}"]
-    if report.input_spec is None:
+    if not report.is_input_certain:
         lines.append(f"input: the file does not say what it was trained with; this run has {objective.input_spec}")
     weight = objective.head.weight
     shard = class_shards(objective).get("head.weight", ClassShard(num_classes, 0, num_classes))

@@ -45,6 +45,13 @@ class ClassificationObjective(nn.Module):
         _, _, losses = self.classify(batch)
         return losses
 
+    def look_ahead(self, batches: Sequence[Batch]) -> None:
+        """Be told the micro-batches of the coming step; here there is nothing to prepare."""
+
+    def take_teacher_seconds(self) -> float | None:
+        """Seconds spent on a teacher since last asked; None where there is none, or they are not known."""
+        return None
+
     def embed(self, batch: Batch) -> Tensor:
         """The student's embeddings (N, D)."""
         embeddings: Tensor = self.backbone(self.input_spec.convert(batch.images))
@@ -118,14 +125,23 @@ class DistillationObjective(ClassificationObjective):
         self.term_losses = nn.ModuleDict({term.name: term.loss for term in terms})
         self.steps_per_epoch = steps_per_epoch
 
+    def look_ahead(self, batches: Sequence[Batch]) -> None:
+        """Let the teacher embed the images of the coming step's micro-batches together."""
+        self.__dict__["teacher"].look_ahead(batches)
+
+    def take_teacher_seconds(self) -> float | None:
+        """Seconds spent on the teacher's embeddings since last asked; None where they are not known."""
+        seconds: float | None = self.__dict__["teacher"].take_seconds()
+        return seconds
+
     def forward(self, batch: Batch) -> Losses:
         """Losses of `batch`: the cross entropy and every term's parts under `<term>/<part>`, unweighted.
 
         Raises:
             ConfigError: a term needs logits and the teacher shows none.
         """
-        teacher: Views = self.__dict__["teacher"](batch)
         student, margin_logits, losses = self.classify(batch)
+        teacher: Views = self.__dict__["teacher"](batch)  # after the student, beside which it may still compute
 
         def losses_of(term: DistillTerm) -> Losses:
             tensors = self._term_tensors(term, student, margin_logits, teacher, batch.labels)

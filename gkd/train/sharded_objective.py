@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gkd.core.types import Batch, Losses, Views
+from gkd.core.types import Batch, Losses
 from gkd.distill import GroupedKD
 from gkd.heads import ShardedHead
+from gkd.inference.teacher import TeacherViews
 from gkd.train.fused_head import TeacherClasses, fused_losses
 from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
 
@@ -33,8 +34,8 @@ class ShardedDistillation(DistillationObjective):
 
     def forward(self, batch: Batch) -> Losses:
         """Losses of `batch`, as of the softmax head."""
-        teacher: Views = self.__dict__["teacher"](batch)
         embeddings = self.embed(batch)
+        teacher: TeacherViews = self.__dict__["teacher"](batch)  # after the student, beside which it may still compute
         compared = next((term for term in self.terms if "logits" in term.loss.needs), None)
         classes = None if compared is None else self._teacher_classes(teacher, compared)
         classification, distilled = fused_losses(self.head, self.margin, embeddings, batch.labels, self.step, classes)
@@ -48,12 +49,12 @@ class ShardedDistillation(DistillationObjective):
 
         return self.add_terms(classification, losses_of)
 
-    def _teacher_classes(self, teacher: Views, term: DistillTerm) -> TeacherClasses:
+    def _teacher_classes(self, teacher: TeacherViews, term: DistillTerm) -> TeacherClasses:
         assert isinstance(term.loss, GroupedKD)
         weight = self.__dict__["teacher"].head.weight
         assert len(weight) == self.head.shard.size, "the teacher keeps the classes of this rank"
         return TeacherClasses(
-            teacher.embeddings,
+            teacher.as_given,
             weight,
             self.teacher_margin,
             term.loss,

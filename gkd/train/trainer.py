@@ -144,12 +144,12 @@ class Trainer:
         objective.step = step
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.keep(objective.buffers())
-        batches: list[Batch] = []
+        batches = [self._next_batch(incoming) for _ in range(self.settings.micro_batches)]
+        self._look_ahead(batches)
         seen: list[Losses] = []
-        for index in range(self.settings.micro_batches):
-            batches.append(self._next_batch(incoming))
+        for index, batch in enumerate(batches):
             with self._no_sync_before(index):
-                seen.append(self._forward_backward(batches[-1]))
+                seen.append(self._forward_backward(batch))
         norm = clip_gradients(self.parameters, self.settings.clip_norm, self.sharded)
         if self.guard.check(step, norm, seen, batches):
             self.optimizer.step()
@@ -158,6 +158,18 @@ class Trainer:
             self._count(norm, seen, batches)
         self.clock.num_images += self.settings.batch_size
         self.clock.num_steps += 1
+
+    def _look_ahead(self, batches: list[Batch]) -> None:
+        """Show the step's micro-batches to an objective that wants to see them together."""
+        look_ahead = getattr(self.objective, "look_ahead", None)
+        if look_ahead is not None:
+            look_ahead(batches)
+
+    def _teacher_share(self, elapsed: float) -> dict[str, float]:
+        """The part of `elapsed` seconds that went into a teacher, where there is one and that is known."""
+        take_seconds = getattr(self.objective, "take_teacher_seconds", None)
+        seconds = None if take_seconds is None else take_seconds()
+        return {} if seconds is None else {"time/teacher_share": seconds / elapsed}
 
     def _count(self, norm: Tensor, seen: list[Losses], batches: list[Batch]) -> None:
         """Add the figures of a step to those that are logged next."""
@@ -206,6 +218,7 @@ class Trainer:
             "data/num_replaced": float(self.num_replaced),
             "fault/num_skipped": float(self.guard.num_skipped),
         }
+        values |= self._teacher_share(elapsed)
         self._warn_of_empty_secondary(values)
         self.run_log.write(done, values)
         logger.info("%s", progress_line(done, settings, values))

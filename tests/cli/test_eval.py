@@ -172,7 +172,7 @@ def test_sets_are_found_and_named(tmp_path: Path) -> None:
 
 
 def test_weights_are_found(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no such weights: .*gone\.pt; give a student\.pt or the run folder"):
+    with pytest.raises(CheckpointError, match=r"no such weights: .*gone\.pt; give a weight file or a run folder"):
         find_student(tmp_path / "gone.pt")
     with pytest.raises(CheckpointError, match=r"no weights/student\.pt or student\.pt in the folder"):
         find_student(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from gkd import build
+from gkd import build_teacher
 from gkd.cli.prepare import main as prepare
 from gkd.cli.train import main
 from gkd.core.config import load_config
@@ -175,7 +175,7 @@ def test_weights_of_ours_say_what_they_take(folder: Path, capsys: pytest.Capture
     path = foreign(folder, backbone=network, weights=weights, input={**INPUT, "color": "bgr"})
     message = refused(capsys, path)
     assert "teacher.input: bgr, mean 127.5, std 127.5 was given" in message
-    assert "says that it was trained with rgb, mean 127.5, std 127.5; give that" in message
+    assert "takes rgb, mean 127.5, std 127.5 (the file says so); leave teacher.input out" in message
     assert not (folder / "centres").exists()
 
 
@@ -185,7 +185,7 @@ def test_a_wrong_input_is_found_before_the_embedding(
     def refuse(*_: object, **__: object) -> None:
         raise ConfigError("the declared input is not what this network was trained with")
 
-    monkeypatch.setattr(build, "check_input", refuse)
+    monkeypatch.setattr(build_teacher, "check_input_once", refuse)
     assert "the declared input is not what" in refused(capsys, foreign(folder))
     assert not (folder / "centres").exists()
 
@@ -201,13 +201,14 @@ def test_centres_are_made_without_training(folder: Path, capsys: pytest.CaptureF
     path = foreign(folder)
     assert prepare(["centres", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "class centres of 6 identities from 48 images" in out
+    assert "class centres of 6 identities: " in out
+    assert "teacher model card" in out
     assert "label_noise.csv" in out
     assert not (folder / "run").exists()
     assert main([str(path), "--dry-run"]) == 0
     assert "there, 0.0 MB of embeddings of these images" in capsys.readouterr().out
     assert prepare(["centres", str(config(folder, teacher=None, distill=[]))]) == 2
-    assert "has no teacher.centres" in capsys.readouterr().err
+    assert "has neither teacher.cache nor teacher.centres" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_would_be_made(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,10 +237,13 @@ def test_centres_of_other_data_are_refused(folder: Path, capsys: pytest.CaptureF
         ({"centres": None}, "teacher.centres: missing"),
         ({"weights": "x.pth"}, "teacher.weights: an ONNX file holds its weights"),
         ({"backbone": {"name": "iresnet18"}}, "teacher.weights: missing: the file that holds the weights"),
-        ({"run": "runs/x"}, "teacher.run: a teacher comes from a finished run (`run`) or is a `backbone`, and both"),
+        (
+            {"run": "runs/x"},
+            "teacher.run: a teacher comes from a finished run (`run`) or from `weights` or `backbone`, and both",
+        ),
         (
             {"backbone": None},
-            "teacher.run: a teacher comes from a finished run (`run`) or is a `backbone`, and neither",
+            "teacher.run: a teacher comes from a finished run (`run`) or from `weights` or `backbone`, and neither",
         ),
         ({"input": {"color": "rgb"}}, "teacher.input.mean: missing"),
         ({"input": {**INPUT, "std": [0.5, 0.5, 0.5]}}, "pixels are 0..255: multiply mean and std by 255"),

@@ -295,7 +295,7 @@ def test_a_teacher_of_two_runs_is_refused(folder, teacher_run, tmp_path, capsys)
     class_weights, meta = load_head(mixed / "weights" / "head.pt")
     save_head(mixed / "weights" / "head.pt", class_weights[:, :8].clone(), meta)
     message = refused(capsys, distilled(folder, mixed), f"run.folder={tmp_path / 'run'}")
-    assert "has embeddings of 16 numbers and its weights/head.pt class weights of 8" in message
+    assert "head.pt: its class weights have 8 numbers each and the teacher's embeddings 16" in message
 
 
 def test_a_dry_run_sees_a_folder_that_cannot_be_made(folder, tmp_path, capsys):

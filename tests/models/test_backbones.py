@@ -22,8 +22,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "iresnet50": {"width_multiplier": 0.125},
     "iresnet100": {"width_multiplier": 0.0625},
     "iresnet200": {"width_multiplier": 0.0625},
+    "ir": {"layers": (2, 1, 2, 1), "width_multiplier": 0.125},
+    "ir18": {"width_multiplier": 0.125},
+    "ir34": {"width_multiplier": 0.125},
+    "ir50": {"width_multiplier": 0.125},
+    "ir101": {"width_multiplier": 0.0625},
     "mobilefacenet": {"blocks": (1, 2, 1, 1), "scale": 1},
     "mobilefacenet_classic": {"width_multiplier": 0.25},
+    "mobilefacenet_facex": {"width_multiplier": 0.25},
+    "mobilefacenet_relu6": {"width_multiplier": 0.25},
 }
 # Tensors and parameters at 112 x 112 and 512 dimensions.
 COUNTS = {
@@ -32,9 +39,17 @@ COUNTS = {
     "iresnet50": (475, 43_590_848),
     "iresnet100": (925, 65_156_160),
     "iresnet200": (1807, 118_833_920),
+    "ir18": (179, 24_020_352),
+    "ir34": (323, 34_134_080),
+    "ir50": (467, 43_585_600),
+    "ir101": (917, 65_150_912),
     "mobilefacenet": (333, 2_059_520),
     "mobilefacenet_classic": (331, 1_199_488),
+    "mobilefacenet_facex": (333, 1_200_512),
+    "mobilefacenet_relu6": (307, 1_197_696),
 }
+# One of each class.
+KINDS = ["iresnet18", "ir18", "mobilefacenet", "mobilefacenet_classic", "mobilefacenet_facex", "mobilefacenet_relu6"]
 
 
 def small(name: str, **changes: Any) -> Backbone:
@@ -107,13 +122,13 @@ def test_embeddings_are_raw_and_images_are_left_alone(name: str) -> None:
     assert embeddings.norm(dim=1).sub(1).abs().min() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet", "mobilefacenet_classic"])
+@pytest.mark.parametrize("name", KINDS)
 def test_permuting_the_batch_permutes_the_embeddings(name: str) -> None:
     backbone, batch = small(name).eval().double(), images(count=4, dtype=torch.float64)
     torch.testing.assert_close(backbone(batch.flip(0)), backbone(batch).flip(0))
 
 
-@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet", "mobilefacenet_classic"])
+@pytest.mark.parametrize("name", KINDS)
 def test_channels_last_changes_nothing(name: str) -> None:
     backbone, batch = small(name).eval().double(), images(dtype=torch.float64)
     expected = backbone(batch)
@@ -121,7 +136,7 @@ def test_channels_last_changes_nothing(name: str) -> None:
     torch.testing.assert_close(fast(batch.contiguous(memory_format=torch.channels_last)), expected)
 
 
-@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet", "mobilefacenet_classic"])
+@pytest.mark.parametrize("name", KINDS)
 def test_last_layers_run_in_full_precision_under_autocast(name: str) -> None:
     backbone = small(name)
     seen: dict[str, tuple[torch.dtype, torch.dtype]] = {}
@@ -160,6 +175,8 @@ def test_iresnet_initial_weights() -> None:
         ("mobilefacenet", "features.layers.2.weight", 512),
         ("mobilefacenet_classic", "conv_6_sep.conv.weight", 512),
         ("mobilefacenet_classic", "output_layer.linear.weight", 512),
+        ("mobilefacenet_facex", "linear.weight", 512),
+        ("mobilefacenet_relu6", "conv3.weight", 512),
     ],
 )
 def test_mobilefacenet_initial_weights(name: str, key: str, fan_out: int) -> None:
@@ -167,8 +184,9 @@ def test_mobilefacenet_initial_weights(name: str, key: str, fan_out: int) -> Non
     assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
 
 
-def test_dropout_acts_in_training_only() -> None:
-    backbone = small("iresnet18", dropout=0.5).double()
+@pytest.mark.parametrize("name", ["iresnet18", "ir18"])
+def test_dropout_acts_in_training_only(name: str) -> None:
+    backbone = small(name, dropout=0.5).double()
     batch = images(dtype=torch.float64)
     assert not torch.equal(backbone(batch), backbone(batch))
     backbone.eval()
@@ -229,6 +247,15 @@ CLASSIC_SHAPES = {
     "output_layer.linear.weight": (512, 512),
     "output_layer.bn.running_mean": (512,),
 }
+FACEX_SHAPES = {
+    **{key: shape for key, shape in CLASSIC_SHAPES.items() if not key.startswith("output_layer.")},
+    "conv_6_dw.conv.weight": (512, 1, 7, 7),
+    "conv_6_dw.bn.bias": (512,),
+    "linear.weight": (512, 512),
+    "bn.weight": (512,),
+    "bn.bias": (512,),
+    "bn.running_mean": (512,),
+}
 
 
 @pytest.mark.parametrize(
@@ -237,6 +264,7 @@ CLASSIC_SHAPES = {
         ("iresnet100", IRESNET100_SHAPES),
         ("mobilefacenet", MOBILEFACENET_SHAPES),
         ("mobilefacenet_classic", CLASSIC_SHAPES),
+        ("mobilefacenet_facex", FACEX_SHAPES),
     ],
 )
 def test_names_and_shapes_of_tensors(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -249,6 +277,13 @@ def test_classic_ends_without_scale_and_linear_parts_without_prelu() -> None:
     assert "output_layer.bn.weight" not in keys
     assert "conv_23.project.prelu.weight" not in keys
     assert "output_layer.linear.bias" not in keys
+
+
+def test_facex_is_classic_with_its_output_at_the_top_and_an_affine_end() -> None:
+    classic, facex = (on_meta(f"mobilefacenet_{name}").state_dict() for name in ("classic", "facex"))
+    expected = {key.removeprefix("output_layer."): tensor.shape for key, tensor in classic.items()}
+    expected |= {"bn.weight": torch.Size([512]), "bn.bias": torch.Size([512])}
+    assert {key: tensor.shape for key, tensor in facex.items()} == expected
 
 
 def test_mobilefacenet_with_more_first_blocks_has_a_stage_there() -> None:
@@ -272,6 +307,10 @@ def test_mobilefacenet_with_more_first_blocks_has_a_stage_there() -> None:
         ("mobilefacenet", {"scale": True}, "scale must be an integer"),
         ("mobilefacenet", {"blocks": (1, 4, 6, 1000)}, r"blocks\[3\] must be an integer from 1 to 100"),
         ("mobilefacenet_classic", {"width_multiplier": "1"}, "width_multiplier must be a number"),
+        ("mobilefacenet_facex", {"width_multiplier": 9}, "width_multiplier must be a number from 0.0625 to 8, got 9"),
+        ("mobilefacenet_relu6", {"width_multiplier": 0}, "width_multiplier must be a number from 0.0625 to 8, got 0"),
+        ("ir", {"layers": (1, 1, 1, 201)}, r"layers\[3\] must be an integer from 1 to 200, got 201"),
+        ("ir18", {"dropout": -0.1}, "dropout must be a number from 0 to 1, got -0.1"),
     ],
 )
 def test_settings_out_of_range(name: str, options: dict[str, Any], message: str) -> None:
@@ -353,7 +392,7 @@ def mobilefacenet_written_out(backbone: Backbone, batch: Tensor, blocks: tuple[i
     return net.norm("features.layers.3", x)
 
 
-def classic_written_out(backbone: Backbone, batch: Tensor) -> Tensor:
+def classic_written_out(backbone: Backbone, batch: Tensor, output: str = "output_layer.") -> Tensor:
     net = Layout(backbone)
 
     def part(at: str, x: Tensor, stride: int = 1) -> Tensor:
@@ -369,9 +408,9 @@ def classic_written_out(backbone: Backbone, batch: Tensor) -> Tensor:
         x = inverted(down, x, stride=2)
         for block in range(num_blocks):
             x = inverted(f"{stage}.model.{block}", x, stride=1)
-    x = net.conv("output_layer.conv_6_dw.conv", part("conv_6_sep", x), padding=0)
-    x = net.norm("output_layer.conv_6_dw.bn", x).flatten(1) @ net.state["output_layer.linear.weight"].T
-    return net.norm("output_layer.bn", x)
+    x = net.conv(f"{output}conv_6_dw.conv", part("conv_6_sep", x), padding=0)
+    x = net.norm(f"{output}conv_6_dw.bn", x).flatten(1) @ net.state[f"{output}linear.weight"].T
+    return net.norm(f"{output}bn", x)
 
 
 def test_iresnet_equals_its_layout_written_out() -> None:
@@ -387,6 +426,11 @@ def test_mobilefacenet_equals_its_layout_written_out() -> None:
 def test_mobilefacenet_classic_equals_its_layout_written_out() -> None:
     backbone, batch = with_random_statistics(small("mobilefacenet_classic")), images(dtype=torch.float64)
     torch.testing.assert_close(backbone(batch), classic_written_out(backbone, batch))
+
+
+def test_mobilefacenet_facex_equals_its_layout_written_out() -> None:
+    backbone, batch = with_random_statistics(small("mobilefacenet_facex")), images(dtype=torch.float64)
+    torch.testing.assert_close(backbone(batch), classic_written_out(backbone, batch, output=""))
 
 
 @pytest.mark.parametrize("channels", [4, 8, 16])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ from gkd.models import (
     InputSpec,
     contents,
     create_backbone,
+    load_network,
     load_student,
     load_weights,
     safetensors_file,
@@ -272,8 +274,24 @@ def test_plain_state_dict_with_a_known_prefix(name: str, prefix: str, tmp_path: 
 
 def test_load_weights_takes_a_student(saved: Path) -> None:
     target = tiny(seed=1)
-    assert load_weights(target, saved).family == "iresnet with layers [1, 1, 1, 1] of width 4 (115 tensors)"
+    report = load_weights(target, saved)
+    assert report.family == "iresnet with layers [1, 1, 1, 1] of width 4 (115 tensors)"
+    assert (report.source, report.input_spec, report.is_input_certain) == ("student file of this project", SPEC, True)
+    assert (report.input_reason, report.architecture) == ("the file says so", target.architecture)
     assert same(target.state_dict(), tiny().state_dict())
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", [*KINDS, "timm:resnet10t"])
+def test_load_network_takes_a_student(name: str, suffix: str, tmp_path: Path) -> None:
+    backbone = tiny(name, input_size=(32, 32))
+    save_student(tmp_path / "student.pt", backbone, SPEC)
+    loaded, report = load_network(tmp_path / f"student{suffix}", input_size=(32, 32))
+    assert same(loaded.state_dict(), backbone.state_dict())
+    assert (loaded.training, loaded.architecture) == (False, backbone.architecture)
+    assert (report.input_spec, report.architecture) == (SPEC, backbone.architecture)
+    with pytest.raises(ConfigError, match=r"input_size \[64, 64\] was given, but .*student.* says \[32, 32\]"):
+        load_network(tmp_path / f"student{suffix}", input_size=(64, 64))
 
 
 def test_load_weights_keeps_the_dtype_of_the_network(tmp_path: Path) -> None:
@@ -336,8 +354,15 @@ def test_weights_of_the_917_key_family_are_named(tmp_path: Path) -> None:
         load_weights(tiny(), path)
 
 
-def test_a_training_checkpoint_is_not_a_state_dict(tmp_path: Path) -> None:
+def test_a_training_checkpoint_is_unwrapped(tmp_path: Path) -> None:
     path = write(tmp_path / "w.pt", {"epoch": 3, "state_dict": dict(tiny().state_dict())})
+    target = tiny(seed=1)
+    assert load_weights(target, path).num_tensors == 115
+    assert same(target.state_dict(), tiny().state_dict())
+
+
+def test_other_values_among_the_tensors_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.pt", {"epoch": 3, **tiny().state_dict()})
     with pytest.raises(CheckpointError, match="'epoch' is not a tensor but int; pass a file that holds the state dict"):
         load_weights(tiny(), path)
 
@@ -371,7 +396,8 @@ def test_a_plain_safetensors_file(name: str, metadata: dict[str, str] | None, pr
     save_file(state, tmp_path / "w.safetensors", metadata=metadata)
     report = load_weights(target, tmp_path / "w.safetensors")
     assert same(target.state_dict(), source.state_dict())
-    assert (report.stripped_prefix, report.input_spec) == (prefix, None)
+    assert (report.stripped_prefix, report.is_input_certain) == (prefix, False)
+    assert report.sha256 == hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()
     with pytest.raises(CheckpointError, match=r"w\.safetensors is not a gkd\.student file"):
         load_student(tmp_path / "w.safetensors")
 

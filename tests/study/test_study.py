@@ -175,7 +175,7 @@ def test_nothing_trains_where_centres_cannot_be_made(inputs, tmp_path, capsys):
     assert run_study(study, launch := NoCentres()) == 2
     assert launch.names("train") == []
     message = capsys.readouterr().err
-    assert "nothing was trained, for class centres could not be made: no such teacher (exit code 2" in message
+    assert "nothing was trained, for the teacher was not embedded: no such teacher (exit code 2" in message
 
 
 @pytest.mark.parametrize("arguments", [(), ("--dry-run",)])

@@ -19,12 +19,13 @@ from gkd.distill import (
     RelationalKD,
     TopK,
 )
-from gkd.heads import CosFace, SoftmaxHead
+from gkd.heads import CosFace, ShardedHead, SoftmaxHead
 from gkd.inference.teacher import Teacher
 from gkd.models import InputSpec, load_student, save_student
 from gkd.schema import TrainRun
 from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
 from gkd.train.optim import build_sgd
+from gkd.train.sharded_objective import ShardedDistillation
 from gkd.train.state import run_tensors
 from tests.train.tiny_run import config, write_data
 
@@ -291,3 +292,47 @@ def test_a_built_projection_fits_both_networks_leaves_the_start_alone_and_stays_
     assert set(load_student(tmp_path / "student.pt")[0].state_dict()) == set(control.backbone.state_dict())
     stored = torch.load(tmp_path / "student.pt", weights_only=True)
     assert "projection" not in str(stored.keys()) + str([list(v) for v in stored.values() if isinstance(v, dict)])
+
+
+def test_a_distilled_step_shows_the_teacher_all_its_micro_batches():
+    module, told = objective(gkd_term()), []
+    module.__dict__["teacher"].look_ahead = told.append
+    batches = [batch(3), batch(2)]
+    module.look_ahead(batches)
+    assert told == [batches]
+    objective().look_ahead(batches)  # without a teacher there is nothing to do
+    assert objective().take_teacher_seconds() is None
+    assert module.take_teacher_seconds() == 0.0
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_the_student_goes_first_for_the_teacher_may_still_compute_beside_it(is_sharded):
+    module, order = objective(gkd_term()), []
+    if is_sharded:
+        head, frozen = ShardedHead(DIM, NUM_CLASSES), module.__dict__["teacher"]
+        parts = (module.backbone, head, CosFace(scale=16.0), InputSpec(), frozen, module.teacher_margin, module.terms)
+        module = ShardedDistillation(*parts, 10)
+        module.share_out_teacher()
+    module.backbone.register_forward_hook(lambda *_: order.append("student"))
+    module.__dict__["teacher"].register_forward_hook(lambda *_: order.append("teacher"))
+    module(batch())
+    assert order == ["student", "teacher"]
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_what_was_embedded_ahead_gives_the_same_losses(is_sharded):
+    def losses(is_ahead):
+        module, data = objective(embedding_term(), gkd_term(warmup_epochs=0)), batch()
+        if is_sharded:
+            torch.manual_seed(4)
+            parts = (TinyBackbone(2), ShardedHead(DIM, NUM_CLASSES), CosFace(scale=16.0), InputSpec())
+            shared = (module.__dict__["teacher"], module.teacher_margin, module.terms, 10)
+            module = ShardedDistillation(*parts, *shared)
+            module.share_out_teacher()
+        if is_ahead:
+            module.look_ahead([data])
+        return module(data)
+
+    ahead, alone = losses(True), losses(False)
+    assert ahead.parts.keys() == alone.parts.keys()
+    assert all(torch.equal(part, alone.parts[name]) for name, part in ahead.parts.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gkd.cli import run_tool
-from gkd.cli.prepare import align, centres, check, pairs, rec, shards, synthetic
+from gkd.cli.prepare import align, centres, check, clean, pairs, rec, shards, synthetic
 from gkd.cli.prepare.tasks import Tasks
 from gkd.core.log import set_up_logging
 
@@ -20,6 +20,6 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tools/prepare.py", description=__doc__)
     tasks = Tasks(parser)
-    for task in (synthetic, align, rec, shards, check, pairs, centres):
+    for task in (synthetic, align, rec, shards, check, pairs, centres, clean):
         task.add(tasks)
     return parser

@@ -12,11 +12,15 @@ def add(tasks: Tasks) -> None:
     """Add the task to the command line."""
     task = tasks.add_parser(
         "centres",
-        help="embed a teacher's training images: its class centres and a report of label noise",
-        description="Embeds the training images of CONFIG with its teacher (shared over the ranks under torchrun), and "
-        "makes the class centres that its teacher.centres names, without training.",
+        aliases=["cache"],
+        help="embed a teacher's training images: its cache, or its class centres with a report of label noise",
+        description="Embeds the training images of CONFIG with its teacher (shared over the ranks under torchrun) into "
+        "the folder that its teacher.cache or teacher.centres names, without training. With centres it makes them "
+        "too, and reports label noise.",
     )
-    task.add_argument("config", type=Path, metavar="CONFIG", help="a training config whose teacher has `centres`")
+    task.add_argument(
+        "config", type=Path, metavar="CONFIG", help="a training config with teacher.cache or teacher.centres"
+    )
     task.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     task.set_defaults(run=_make_centres)
 
