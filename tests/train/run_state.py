@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from gkd import build
+from gkd.build_teacher import HEAD_FILE, STUDENT_FILE
 from gkd.models import load_head, load_student
 
 _STEP = re.compile(r"(?:\.replaced-)?step_(\d+)")
@@ -67,9 +67,9 @@ def logged(run: Path) -> list[dict[str, float]]:
 
 def final_tensors(run: Path, scratch: Path) -> dict[str, Tensor]:
     """The tensors of the weights for use and of the newest checkpoint."""
-    backbone, _, _ = load_student(run / build.STUDENT_FILE)
+    backbone, _, _ = load_student(run / STUDENT_FILE)
     tensors = {f"student/{name}": tensor for name, tensor in backbone.state_dict().items()}
-    tensors["head"] = load_head(run / build.HEAD_FILE)[0]
+    tensors["head"] = load_head(run / HEAD_FILE)[0]
     dcp_to_torch_save(whole_checkpoints(run)[newest_step(run)], scratch)
     stored = torch.load(scratch, weights_only=True)
     scratch.unlink()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gkd import build
+from gkd.build_teacher import TeacherParts
 from gkd.core.config import load_config
 from gkd.core.errors import ConfigError
 from gkd.core.types import Batch, Losses, Views
@@ -283,7 +284,9 @@ def test_a_built_projection_fits_both_networks_leaves_the_start_alone_and_stays_
     torch.manual_seed(5)
     control = build.build_objective(run_config, dataset, None, 6)
     torch.manual_seed(5)
-    module = build.build_objective(run_config, dataset, build.TeacherParts(frozen, CosFace()), 6)
+    module = build.build_objective(
+        run_config, dataset, TeacherParts(frozen, CosFace(), network=None, class_weights="", input_check=None), 6
+    )
     extra = set(module.state_dict()) - set(control.state_dict())
     assert extra == {"term_losses.embedding.projection.weight"}
     assert module.terms[0].loss.projection.weight.shape == (TEACHER_DIM, 16)
