@@ -73,11 +73,6 @@ def fill_blocks(
             try:
                 if number < len(own):
                     _fill_block(own[number], files, reader, network)
-            except OSError as error:
-                failure = (
-                    own[number],
-                    _write_error(folder, error),
-                )
             except Exception as error:  # told to the other ranks first, which wait below; then raised
                 failure = (own[number], error)
             raise_first_failure(failure)
@@ -150,13 +145,17 @@ class _Files:
     def opened(self) -> Iterator[_Files]:
         try:
             for name in self.origin.sizes():
-                self.descriptors[name] = os.open(self.folder / name, os.O_RDWR)
+                self.descriptors[name] = self._open(name)
             yield self
-        except OSError as error:
-            raise _write_error(self.folder, error) from error
         finally:
             for descriptor in self.descriptors.values():
                 os.close(descriptor)
+
+    def _open(self, name: str) -> int:
+        try:
+            return os.open(self.folder / name, os.O_RDWR)
+        except OSError as error:
+            raise _write_error(self.folder, error) from error
 
     def write(self, indices: range, rows: Tensor, labels: list[int]) -> None:
         """The rows (N, 2, D) and labels of images."""
@@ -166,16 +165,25 @@ class _Files:
 
     def finish(self, block: int) -> None:
         """Let a block count as done, once all of it is on disk."""
-        for name in (self.origin.embeddings_name, "labels.i32"):
-            os.fdatasync(self.descriptors[name])
+        self._flush(self.origin.embeddings_name)
+        self._flush("labels.i32")
         self._write("done.u8", b"\1", block)
-        os.fdatasync(self.descriptors["done.u8"])
+        self._flush("done.u8")
 
     def _write(self, name: str, content: bytes, offset: int) -> None:
         view = memoryview(content)
-        while view:
-            written = os.pwrite(self.descriptors[name], view, offset)
-            view, offset = view[written:], offset + written
+        try:
+            while view:
+                written = os.pwrite(self.descriptors[name], view, offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            raise _write_error(self.folder, error) from error
+
+    def _flush(self, name: str) -> None:
+        try:
+            os.fdatasync(self.descriptors[name])
+        except OSError as error:
+            raise _write_error(self.folder, error) from error
 
 
 def _write_error(folder: Path, error: OSError) -> DataError:
