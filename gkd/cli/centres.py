@@ -30,7 +30,7 @@ def make_centres(path: Path, overrides: Sequence[str]) -> None:
         set_up_logging(distributed.rank())
         dataset, device = build.build_dataset(config), distributed.device()
         parts = build_teacher(config, dataset, device)
-        card = check_and_describe(config, parts, dataset, device)
+        check_and_describe(config, parts, dataset, device)
         if distributed.rank() == 0:
             sys.stdout.write(f"embeddings of {len(dataset)} images and their mirror images: {folder}\n")
             if config.teacher is not None and config.teacher.centres is not None:
@@ -38,4 +38,3 @@ def make_centres(path: Path, overrides: Sequence[str]) -> None:
                     f"class centres of {dataset.num_identities} identities: {folder}\n"
                     f"label noise: {folder / 'label_noise.csv'}\n"
                 )
-            sys.stdout.write("\n".join(card.lines()) + "\n")

@@ -16,9 +16,10 @@ from gkd.core.config import to_plain
 from gkd.core.errors import ConfigError, GkdError
 from gkd.data import PairSet, decode_image
 from gkd.data.sampling import Order
-from gkd.inference.embedding_files import STORE_FILE, store_bytes
-from gkd.models import Backbone
+from gkd.inference.embedding_files import STORE_FILE, num_done, size_text, store_bytes
+from gkd.models import Backbone, OnnxBackbone
 from gkd.models.cost import count_macs, num_parameters
+from gkd.models.onnx_cost import count_onnx
 from gkd.schema import TrainRun
 from gkd.train.checkpoint import VALUES_NAME, Checkpoints
 from gkd.train.checkpoint_marker import read_json
@@ -129,10 +130,17 @@ def _teacher_lines(config: TrainRun, student: Backbone, dataset: Any, problems: 
     if network is None:
         return []
     _attempt(problems, lambda: require_same_size(student, network.backbone))
-    size = num_parameters(network.backbone)  # none in an ONNX file's network
-    text = f"{size / 1e6:.2f} M parameters, " if size else ""
+    size = _num_parameters(network.backbone)
+    text = "" if size is None else f"{size / 1e6:.2f} M parameters, "
     lines = [f"teacher         {network.source}: {text}frozen, {network.input_spec} ({network.input_reason})"]
     return lines + (_attempt(problems, lambda: _kept_lines(config, network, dataset)) or [])
+
+
+def _num_parameters(backbone: Backbone) -> int | None:
+    """Of the network, those of an ONNX file included; None where that cannot be counted."""
+    if isinstance(backbone, OnnxBackbone):
+        return count_onnx(backbone.path).num_parameters
+    return num_parameters(backbone)
 
 
 def _kept_lines(config: TrainRun, network: TeacherNetwork, dataset: Any) -> list[str]:
@@ -142,11 +150,14 @@ def _kept_lines(config: TrainRun, network: TeacherNetwork, dataset: Any) -> list
     if folder is None or origin is None:
         return []
     title, key = ("teacher cache ", "cache") if config.teacher.cache else ("class centres ", "centres")
-    megabytes = store_bytes(origin) / 1e6
-    if (folder / STORE_FILE).exists():
-        return [f"{title}  {folder}: there, {megabytes:,.1f} MB of embeddings of these images"]
-    require_writable(f"teacher.{key}.folder", folder)
-    return [f"{title}  {folder}: to be made from {len(dataset)} images, {megabytes:,.1f} MB of embeddings"]
+    size = size_text(store_bytes(origin))
+    if not (folder / STORE_FILE).exists():
+        require_writable(f"teacher.{key}.folder", folder)
+        return [f"{title}  {folder}: to be made from {len(dataset)} images, {size} of embeddings"]
+    found = num_done(folder, origin)
+    if found < len(dataset):
+        return [f"{title}  {folder}: begun, {found} of {len(dataset)} images done, {size} in the end"]
+    return [f"{title}  {folder}: there, {size} of embeddings of these images"]
 
 
 def require_writable(key: str, folder: Path) -> None:

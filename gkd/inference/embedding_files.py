@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -98,6 +99,17 @@ def origin_of(
     )
 
 
+def size_text(num_bytes: int) -> str:
+    """Such as `12.0 GB`, or `5.0 MB` below one of them."""
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def num_done(folder: Path, origin: Origin) -> int:
+    """Images of a store that have been embedded so far."""
+    done = np.fromfile(folder / "done.u8", np.uint8, origin.num_blocks)
+    return sum(len(origin.block_range(int(block))) for block in np.flatnonzero(done))
+
+
 def store_bytes(origin: Origin) -> int:
     """What a store takes on disk."""
     return sum(origin.sizes().values())
@@ -124,8 +136,8 @@ def require_free_space(folder: Path, origin: Origin, num_bytes: int) -> None:
     free = free_bytes(folder)
     if num_bytes > free:
         raise DataError(
-            f"{folder}: the embeddings of {origin.num_images:,} images take {num_bytes / 1e9:.1f} GB more and "
-            f"{free / 1e9:.1f} GB are free; choose a folder on a larger disk"
+            f"{folder}: the embeddings of {origin.num_images:,} images take {size_text(num_bytes)} more and "
+            f"{size_text(free)} are free; choose a folder on a larger disk"
         )
 
 

@@ -35,6 +35,7 @@ from gkd.inference.embedding_files import (
     missing_bytes,
     origin_of,
     require_free_space,
+    size_text,
     store_bytes,
 )
 from gkd.inference.embedding_filling import fill_blocks
@@ -172,12 +173,12 @@ class EmbeddingStore:
     def _require_space(self) -> None:
         origin, missing = self.origin, missing_bytes(self.folder, self.origin)
         logger.info(
-            "%s: embedding %d images and their mirror images, %.2f GB in all, %.2f GB to come, %.1f GB free",
+            "%s: embedding %d images and their mirror images, %s in all, %s to come, %s free",
             self.folder,
             origin.num_images,
-            store_bytes(origin) / 1e9,
-            missing / 1e9,
-            free_bytes(self.folder) / 1e9,
+            size_text(store_bytes(origin)),
+            size_text(missing),
+            size_text(free_bytes(self.folder)),
         )
         require_free_space(self.folder, origin, missing)
 

@@ -11,6 +11,7 @@ from gkd.core.errors import CheckpointError
 from gkd.core.yaml_lines import printable
 from gkd.inference.check_input import InputCheck
 from gkd.inference.check_teacher import TeacherCheck
+from gkd.inference.embedding_files import size_text
 from gkd.inference.network_digest import network_digest
 from gkd.inference.teacher import Teacher
 from gkd.models import Backbone, OnnxBackbone, count_macs, num_parameters
@@ -162,8 +163,7 @@ def _cost(network: Backbone) -> OnnxCost:
 
 def cached_text(folder: Path, num_bytes: int) -> str:
     """How a teacher is run whose embeddings are kept: `cached: 12.0 GB in FOLDER`."""
-    size = f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
-    return f"cached: {size} in {folder}"
+    return f"cached: {size_text(num_bytes)} in {folder}"
 
 
 def live_text(precision: str, *, is_compiled: bool) -> str:

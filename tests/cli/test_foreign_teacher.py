@@ -202,7 +202,6 @@ def test_centres_are_made_without_training(folder: Path, capsys: pytest.CaptureF
     assert prepare(["centres", str(path)]) == 0
     out = capsys.readouterr().out
     assert "class centres of 6 identities: " in out
-    assert "teacher model card" in out
     assert "label_noise.csv" in out
     assert not (folder / "run").exists()
     assert main([str(path), "--dry-run"]) == 0

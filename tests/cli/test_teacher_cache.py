@@ -102,12 +102,16 @@ def test_it_is_made_ahead_and_then_only_read(folder: Path, capsys: pytest.Captur
     assert main([str(path), "--dry-run"]) == 0
     assert "to be made from 48 images" in capsys.readouterr().out
     assert prepare(["cache", str(path)]) == 0
-    out = capsys.readouterr().out
-    assert f"embeddings of 48 images and their mirror images: {folder / 'cache'}" in out
-    assert "teacher model card" in out
-    assert "label noise" not in out
+    told = capsys.readouterr()
+    assert f"embeddings of 48 images and their mirror images: {folder / 'cache'}" in told.out
+    assert "teacher model card" in told.err
+    assert "label noise" not in told.out
     assert main([str(path), "--dry-run"]) == 0
     assert "there, " in capsys.readouterr().out
+    (folder / "cache" / "done.u8").write_bytes(b"\0")
+    assert main([str(path), "--dry-run"]) == 0
+    assert "begun, 0 of 48 images done" in capsys.readouterr().out
+    (folder / "cache" / "done.u8").write_bytes(b"\1")
     before = {file.name: file.read_bytes() for file in (folder / "cache").iterdir()}
     assert main([str(path)]) == 0
     assert before == {file.name: file.read_bytes() for file in (folder / "cache").iterdir()}

@@ -260,7 +260,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 ) -> None:
     full = os.statvfs_result((1, 1, 1, 1, 0, 1, 1, 1, 0, 255))
     monkeypatch.setattr(embedding_files.os, "statvfs", lambda path: full)
-    with pytest.raises(DataError, match=r"embeddings of 25 images take .* GB more and .* GB are free"):
+    with pytest.raises(DataError, match=r"embeddings of 25 images take .* MB more and .* MB are free"):
         find(tmp_path / "centres", faces)
     assert not (tmp_path / "centres" / "embeddings.f16").exists()
 

@@ -310,7 +310,7 @@ def test_space_is_counted_for_what_is_still_to_come(
     assert half <= empty - 2048 * 2 * 64 * 2 + 8192
     monkeypatch.setattr("gkd.inference.embedding_store.free_bytes", lambda folder: half - 1)
     monkeypatch.setattr(embedding_files, "free_bytes", lambda folder: half - 1)
-    with pytest.raises(DataError, match=r"embeddings of 4,096 images take .* GB more and .* GB are free"):
+    with pytest.raises(DataError, match=r"embeddings of 4,096 images take .* MB more and .* MB are free"):
         store._require_space()
 
 
