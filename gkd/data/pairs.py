@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gkd.core.errors import DataError
-from gkd.core.files import GIB, atomic_write, read_bounded, restricted_unpickle
+from gkd.core.files import GIB, atomic_write, restricted_unpickle
+from gkd.data.bounded_stream import open_bounded
 from gkd.data.image_header import image_format
 
 # Protocol 4 is the newest that every Python 3 in use reads.
@@ -66,13 +67,18 @@ class PairSet:
                 not a set of pairs.
         """
         path = Path(path)
-        content = read_bounded(path, max_bytes)
-        loaded = restricted_unpickle(content, _ALLOWED, str(path), encoding="bytes")
+        with open_bounded(path, max_bytes) as file:
+            loaded = restricted_unpickle(file, _ALLOWED, str(path), encoding="bytes")
         if not isinstance(loaded, (tuple, list)) or len(loaded) != 2:
             raise DataError(f"{path}: holds {_kind(loaded)}, but a pair (images, is_same) is needed")
         images, is_same = loaded
         if not isinstance(images, (list, tuple)):
             raise DataError(f"{path}: its images are {_kind(images)}, but a list is needed")
+        images = list(images)
+        del loaded
+        for index, item in enumerate(images):  # one at a time: a set of arrays is in memory once, not twice
+            if isinstance(item, _PickledArray):
+                images[index] = _as_image(item, index, str(path))
         pairs = cls(images, _unwrap(is_same, str(path)), str(path))
         pairs.name = path.stem
         return pairs

@@ -1,16 +1,22 @@
-"""Figures from arrays: pair verification and the ROC quantities under it. Needs NumPy only; plots import matplotlib.
+"""Figures from arrays: pair verification, the ROC quantities under it, and how sure they are. Needs NumPy only; plots
+import matplotlib.
 
 Shapes: P pairs, D embedding dimension.
 """
 
 from gkd.evaluation.distances import squared_distances
+from gkd.evaluation.fusion import FUSIONS, fuse
+from gkd.evaluation.intervals import Interval, VerificationIntervals, verification_intervals
 from gkd.evaluation.report import format_table, plot_curves, plot_roc, plot_scores
+from gkd.evaluation.significance import McNemar, ModelComparison, compare_models, mcnemar_test
 from gkd.evaluation.tar_far import (
     FAR_TARGETS,
+    OperatingPoint,
     RocCurve,
     area_under_curve,
     equal_error_rate,
     far_name,
+    operating_points,
     roc_curve,
     tar_at_far,
 )
@@ -18,18 +24,29 @@ from gkd.evaluation.verification import VerificationResult, verify_distances, ve
 
 __all__ = [
     "FAR_TARGETS",
+    "FUSIONS",
+    "Interval",
+    "McNemar",
+    "ModelComparison",
+    "OperatingPoint",
     "RocCurve",
+    "VerificationIntervals",
     "VerificationResult",
     "area_under_curve",
+    "compare_models",
     "equal_error_rate",
     "far_name",
     "format_table",
+    "fuse",
+    "mcnemar_test",
+    "operating_points",
     "plot_curves",
     "plot_roc",
     "plot_scores",
     "roc_curve",
     "squared_distances",
     "tar_at_far",
+    "verification_intervals",
     "verify_distances",
     "verify_pairs",
 ]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gkd.core.errors import DataError
 
 _BLOCK_PAIRS = 4096
-_MAX_NAMED_PAIRS = 8
+_MAX_NAMED = 8
 
 
 def squared_distances(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -22,20 +22,20 @@ def squared_distances(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.ND
     2 - 2cos would lose the small distances to cancellation. Works in blocks, so memory stays small.
 
     Raises:
-        DataError: the shapes do not fit, or an embedding is NaN, infinite or zero.
+        DataError: the shapes do not fit, or an embedding is NaN, infinite or zero: the pairs and the images are named.
     """
     left, right = np.asarray(left), np.asarray(right)
     if left.ndim != 2 or left.shape != right.shape:
         raise DataError(f"embeddings of pairs must be two (P, D) arrays of one shape, got {left.shape}, {right.shape}")
     distances = np.empty(len(left), dtype=np.float64)
-    unfit: list[npt.NDArray[np.intp]] = []
+    is_unfit = np.zeros((len(left), 2), dtype=np.bool_)
     for start in range(0, len(left), _BLOCK_PAIRS):
         block = slice(start, start + _BLOCK_PAIRS)
         unit_left, is_left_fit = _normalise(left[block])
         unit_right, is_right_fit = _normalise(right[block])
         distances[block] = np.square(unit_left - unit_right).sum(axis=1)
-        unfit.append(start + np.flatnonzero(~(is_left_fit & is_right_fit)))
-    _check_fit(np.concatenate(unfit) if unfit else np.empty(0, dtype=np.intp), len(left))
+        is_unfit[block] = ~np.stack((is_left_fit, is_right_fit), axis=1)
+    _check_fit(is_unfit)
     return distances
 
 
@@ -48,12 +48,18 @@ def _normalise(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDA
     return rows / np.where(is_fit, norms, 1.0)[:, None], is_fit
 
 
-def _check_fit(unfit_pairs: npt.NDArray[np.intp], num_pairs: int) -> None:
+def _check_fit(is_unfit: npt.NDArray[np.bool_]) -> None:
+    """Refuse unfit embeddings (P, 2); a set of pairs holds pair i as images 2i and 2i + 1."""
+    unfit_pairs = np.flatnonzero(is_unfit.any(axis=1))
     if len(unfit_pairs) == 0:
         return
-    named = ", ".join(str(pair) for pair in unfit_pairs[:_MAX_NAMED_PAIRS])
-    more = ", …" if len(unfit_pairs) > _MAX_NAMED_PAIRS else ""
     raise DataError(
-        f"{len(unfit_pairs)} of {num_pairs} pairs have an embedding that is NaN, infinite or zero: "
-        f"pairs {named}{more}; the network or its input conversion is at fault"
+        f"{len(unfit_pairs)} of {len(is_unfit)} pairs have an embedding that is NaN, infinite or zero: "
+        f"pairs {_named(unfit_pairs)}; images {_named(np.flatnonzero(is_unfit))} (pair i is images 2i and 2i + 1); "
+        "the network or its input conversion is at fault"
     )
+
+
+def _named(indices: npt.NDArray[np.intp]) -> str:
+    more = ", …" if len(indices) > _MAX_NAMED else ""
+    return ", ".join(str(index) for index in indices[:_MAX_NAMED]) + more

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,11 +61,7 @@ def roc_curve(scores: npt.NDArray[Any], is_same: npt.NDArray[np.bool_]) -> RocCu
     Raises:
         DataError: the shapes differ, a score is not finite, or only one class is present.
     """
-    if scores.ndim != 1 or scores.shape != is_same.shape:
-        raise DataError(f"scores {scores.shape} and is_same {is_same.shape} must be two vectors of one length")
-    check_both_classes(is_same)
-    if not np.isfinite(scores).all():
-        raise DataError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are NaN or infinite")
+    check_scores(scores, is_same)
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order].astype(np.float64)
     last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
@@ -79,6 +75,15 @@ def roc_curve(scores: npt.NDArray[Any], is_same: npt.NDArray[np.bool_]) -> RocCu
     )
 
 
+def check_scores(scores: npt.NDArray[Any], is_same: npt.NDArray[np.bool_]) -> None:
+    """Raise a DataError unless every pair has a finite score and both classes are present."""
+    if scores.ndim != 1 or scores.shape != is_same.shape:
+        raise DataError(f"scores {scores.shape} and is_same {is_same.shape} must be two vectors of one length")
+    check_both_classes(is_same)
+    if not np.isfinite(scores).all():
+        raise DataError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are NaN or infinite")
+
+
 def check_both_classes(is_same: npt.NDArray[np.bool_]) -> None:
     """Raise a DataError that names the counts unless same and different pairs are both present."""
     num_same = int(np.count_nonzero(is_same))
@@ -90,20 +95,44 @@ def check_both_classes(is_same: npt.NDArray[np.bool_]) -> None:
         )
 
 
+class OperatingPoint(NamedTuple):
+    """What is accepted at one threshold: the score that is still accepted, and the FAR and TAR observed there.
+
+    `threshold` is +inf where nothing is accepted, since different pairs hold the highest scores.
+    """
+
+    threshold: float
+    far: float
+    tar: float
+
+
+def operating_points(curve: RocCurve, targets: Iterable[float] = FAR_TARGETS) -> dict[float, OperatingPoint | None]:
+    """The loosest observed threshold whose FAR is at most each target; None where it cannot be measured.
+
+    The FAR reached is at most the target: below it where no threshold meets it. See `tar_at_far` for None.
+    """
+    return {target: _point_at_far(curve, target) for target in targets}
+
+
+def smallest_far(curve: RocCurve) -> float:
+    """The smallest FAR above zero that the set can tell, one over its number of different pairs."""
+    return 1 / curve.num_different
+
+
 def tar_at_far(curve: RocCurve, targets: Iterable[float] = FAR_TARGETS) -> dict[float, float | None]:
     """The TAR of the loosest observed threshold whose FAR is at most the target; None where it cannot be measured.
 
     With n different pairs the smallest FAR above zero is 1/n: for a target below it the answer would be that of FAR 0
     whatever the target, so it is None.
     """
-    return {target: _tar_at_one_far(curve, target) for target in targets}
+    return {target: None if point is None else point.tar for target, point in operating_points(curve, targets).items()}
 
 
-def _tar_at_one_far(curve: RocCurve, target: float) -> float | None:
-    if target < 1 / curve.num_different:
+def _point_at_far(curve: RocCurve, target: float) -> OperatingPoint | None:
+    if target < smallest_far(curve):
         return None
     loosest = int(np.searchsorted(curve.far, target, side="right")) - 1
-    return float(curve.tar[loosest])
+    return OperatingPoint(float(curve.thresholds[loosest]), float(curve.far[loosest]), float(curve.tar[loosest]))
 
 
 def area_under_curve(curve: RocCurve) -> float:

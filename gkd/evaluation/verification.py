@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gkd.core.errors import DataError
 from gkd.evaluation.distances import squared_distances
+from gkd.evaluation.folds import THRESHOLDS, best_elsewhere, checked_labels, count_correct, fold_sizes
 from gkd.evaluation.tar_far import (
+    OperatingPoint,
     area_under_curve,
-    check_both_classes,
+    check_scores,
     equal_error_rate,
     far_name,
+    operating_points,
     roc_curve,
-    tar_at_far,
+    smallest_far,
 )
 
-THRESHOLDS = np.arange(0, 4, 0.01)
 _ROUNDING = 1e-12  # equal cosines have a spread of about 1e-16 and no d'
 
 
@@ -35,8 +36,12 @@ class VerificationResult:
     """The figures of one set of pairs. Accuracies and rates are fractions, thresholds are squared distances.
 
     `accuracy` and `accuracy_std`: mean and population standard deviation over `fold_accuracies`.
+    `fold_thresholds`: the squared distance that each fold was judged at, chosen on the other folds.
     `threshold`: the first of the protocol's thresholds with the best accuracy on all pairs; for use, not for judging.
     `tar_at_far`: None where the set has too few different pairs to measure the FAR.
+    `observed_far`: the FAR reached at each target, at most the target; None as above.
+    `cosine_at_far`: the lowest cosine that is accepted at each target; None as above, and where nothing is accepted.
+    `smallest_far`: one over the number of different pairs; no smaller FAR can be told from zero.
     `d_prime`: difference of the mean cosines over the root mean of the two variances; None where
         all same pairs, and all different ones, have equal cosines.
     `distances`, `is_same`: (P,), what the figures come from, for plots; not part of `to_json()`.
@@ -45,8 +50,12 @@ class VerificationResult:
     accuracy: float
     accuracy_std: float
     fold_accuracies: tuple[float, ...]
+    fold_thresholds: tuple[float, ...]
     threshold: float
     tar_at_far: dict[float, float | None]
+    observed_far: dict[float, float | None]
+    cosine_at_far: dict[float, float | None]
+    smallest_far: float
     auc: float
     eer: float
     num_pairs: int
@@ -69,8 +78,12 @@ class VerificationResult:
             "accuracy": self.accuracy,
             "accuracy_std": self.accuracy_std,
             "fold_accuracies": list(self.fold_accuracies),
+            "fold_thresholds": list(self.fold_thresholds),
             "threshold": self.threshold,
-            "tar_at_far": {far_name(far): tar for far, tar in self.tar_at_far.items()},
+            "tar_at_far": _by_name(self.tar_at_far),
+            "observed_far": _by_name(self.observed_far),
+            "cosine_at_far": _by_name(self.cosine_at_far),
+            "smallest_far": self.smallest_far,
             "auc": self.auc,
             "eer": self.eer,
             "num_pairs": self.num_pairs,
@@ -80,6 +93,10 @@ class VerificationResult:
             "d_prime": self.d_prime,
             "notes": list(self.notes),
         }
+
+
+def _by_name(figures: dict[float, float | None]) -> dict[str, float | None]:
+    return {far_name(far): figure for far, figure in figures.items()}
 
 
 def verify_pairs(
@@ -98,8 +115,7 @@ def verify_pairs(
         DataError: the shapes do not fit, an embedding is NaN, infinite or zero (the pairs are named), there are fewer
             pairs than folds, or only one class is present.
     """
-    labels = np.asarray(is_same)
-    _check_counts(labels, folds)
+    labels = checked_labels(is_same, folds)
     return verify_distances(squared_distances(left, right), labels, folds)
 
 
@@ -107,26 +123,30 @@ def verify_distances(
     distances: npt.NDArray[np.float64], is_same: npt.NDArray[Any], folds: int = 10
 ) -> VerificationResult:
     """As `verify_pairs`, from the squared Euclidean distances (P,) of unit embeddings."""
-    labels = np.asarray(is_same)
-    _check_counts(labels, folds)
-    labels = labels.astype(np.bool_)
+    labels = checked_labels(is_same, folds)
     curve = roc_curve(-distances, labels)
     sizes = fold_sizes(len(labels), folds)
-    num_correct = _count_correct(distances, labels, sizes)
-    accuracies = _fold_accuracies(num_correct, sizes)
+    num_correct = count_correct(distances, labels, sizes)
+    best = best_elsewhere(num_correct)
+    accuracies = num_correct[np.arange(folds), best] / sizes
+    points = operating_points(curve)
     cosines = 1.0 - distances / 2.0
     return VerificationResult(
         accuracy=float(np.mean(accuracies)),
         accuracy_std=float(np.std(accuracies)),
         fold_accuracies=tuple(float(accuracy) for accuracy in accuracies),
+        fold_thresholds=tuple(float(threshold) for threshold in THRESHOLDS[best]),
         threshold=float(THRESHOLDS[np.argmax(num_correct.sum(axis=0))]),
-        tar_at_far=tar_at_far(curve),
+        tar_at_far={target: point and point.tar for target, point in points.items()},
+        observed_far={target: point and point.far for target, point in points.items()},
+        cosine_at_far={target: _accepted_cosine(point) for target, point in points.items()},
+        smallest_far=smallest_far(curve),
         auc=area_under_curve(curve),
         eer=equal_error_rate(curve),
         num_pairs=len(labels),
         num_same=curve.num_same,
-        mean_same_cosine=float(cosines[labels].mean()),
-        mean_different_cosine=float(cosines[~labels].mean()),
+        mean_same_cosine=_mean(cosines[labels]),
+        mean_different_cosine=_mean(cosines[~labels]),
         d_prime=_d_prime(cosines[labels], cosines[~labels]),
         notes=_notes(sizes),
         distances=distances,
@@ -141,70 +161,31 @@ def judge_pairs(
 
     The mean over a fold is that fold's accuracy in `verify_distances`. Arguments and errors are as there.
     """
-    labels = np.asarray(is_same)
-    _check_counts(labels, folds)
-    labels = labels.astype(np.bool_)
+    labels = checked_labels(is_same, folds)
+    check_scores(distances, labels)
     sizes = fold_sizes(len(labels), folds)
-    thresholds = THRESHOLDS[_best_elsewhere(_count_correct(distances, labels, sizes))]
+    thresholds = THRESHOLDS[best_elsewhere(count_correct(distances, labels, sizes))]
     is_right: npt.NDArray[np.bool_] = (distances < np.repeat(thresholds, sizes)) == labels
     return is_right
 
 
-def fold_sizes(num_pairs: int, folds: int) -> npt.NDArray[np.int64]:
-    """Number of pairs in each contiguous fold, (folds,): the first `num_pairs mod folds` get one more."""
-    return num_pairs // folds + (np.arange(folds) < num_pairs % folds).astype(np.int64)
+def _accepted_cosine(point: OperatingPoint | None) -> float | None:
+    """The cosine of an accepted score, which is a negated squared distance."""
+    return None if point is None or math.isinf(point.threshold) else 1.0 + point.threshold / 2.0
 
 
-def _check_counts(labels: npt.NDArray[Any], folds: int) -> None:
-    if labels.ndim != 1 or not (labels.dtype == np.bool_ or np.isin(labels, (0, 1)).all()):
-        raise DataError(f"is_same must be a vector of booleans, got {labels.dtype} of shape {labels.shape}")
-    if folds < 2:
-        raise DataError(f"folds must be at least 2, got {folds}")
-    num_same = int(np.count_nonzero(labels))
-    num_different = len(labels) - num_same
-    if len(labels) < folds:
-        counts = f"{len(labels)} pairs ({num_same} same, {num_different} different)"
-        raise DataError(f"{counts} are fewer than the {folds} folds; give more pairs")
-    check_both_classes(labels)
-
-
-def _count_correct(
-    distances: npt.NDArray[np.float64], is_same: npt.NDArray[np.bool_], sizes: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Pairs judged rightly in each fold at each threshold, (folds, thresholds).
-
-    A pair is accepted from the first threshold above its distance on, so one histogram over "first accepting
-    threshold", summed up along the thresholds, counts what all the comparisons would.
-    """
-    folds, num_thresholds = len(sizes), len(THRESHOLDS)
-    first_accepting = np.searchsorted(THRESHOLDS, distances, side="right")
-    cell = np.repeat(np.arange(folds), sizes) * (num_thresholds + 1) + first_accepting
-    # Accepting a same pair is a gain of one right answer, accepting a different pair a loss.
-    shape = (folds, num_thresholds + 1)
-    num_cells = folds * (num_thresholds + 1)
-    gains = np.bincount(cell[is_same], minlength=num_cells) - np.bincount(cell[~is_same], minlength=num_cells)
-    gained: npt.NDArray[np.int64] = np.cumsum(gains.reshape(shape), axis=1)[:, :num_thresholds]
-    starts = np.cumsum(sizes) - sizes
-    num_different = np.add.reduceat((~is_same).astype(np.int64), starts)
-    return gained + num_different[:, None]
-
-
-def _fold_accuracies(num_correct: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    best = _best_elsewhere(num_correct)
-    accuracies: npt.NDArray[np.float64] = num_correct[np.arange(len(sizes)), best] / sizes
-    return accuracies
-
-
-def _best_elsewhere(num_correct: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
-    """The threshold that each fold is judged at, (folds,): the first with the best accuracy on the other folds."""
-    correct_elsewhere = num_correct.sum(axis=0) - num_correct
-    best: npt.NDArray[np.intp] = np.argmax(correct_elsewhere, axis=1)
-    return best
+def _mean(cosines: npt.NDArray[np.float64]) -> float:
+    """The mean, also of values whose sum is beyond float64."""
+    with np.errstate(over="ignore"):
+        mean = float(cosines.mean())
+    return mean if math.isfinite(mean) else float((cosines / len(cosines)).sum())
 
 
 def _d_prime(same: npt.NDArray[np.float64], different: npt.NDArray[np.float64]) -> float | None:
-    spread = math.sqrt((float(same.var()) + float(different.var())) / 2)
-    return float(same.mean() - different.mean()) / spread if spread > _ROUNDING else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = math.sqrt((float(same.var()) + float(different.var())) / 2)
+        d_prime = float(same.mean() - different.mean()) / spread if spread > _ROUNDING else math.nan
+    return d_prime if math.isfinite(d_prime) and math.isfinite(spread) else None
 
 
 def _notes(sizes: npt.NDArray[np.int64]) -> tuple[str, ...]:

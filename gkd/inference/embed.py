@@ -5,11 +5,9 @@ Shapes: N images, D embedding dimension, H x W pixels.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +16,12 @@ from torch import Tensor, nn
 
 from gkd.core import distributed
 from gkd.core.errors import ConfigError, DataError, GkdError
-from gkd.data import decode_image
 from gkd.evaluation import VerificationResult, verify_pairs
+from gkd.inference.decoding import UndecodableBatchError, decoded_batches
+from gkd.inference.views import VIEWS, Rows, View, fuse_views, needed_views, require_finite
 from gkd.models import InputSpec
 
-_DECODE_THREADS = 4
-_BATCHES_AHEAD = 2
+Precision = Literal["fp32", "bf16"]
 
 
 class Pairs(Protocol):
@@ -44,47 +42,96 @@ def embed_images(
     images: Sequence[bytes],
     *,
     batch_size: int = 64,
-    flip: bool = True,
+    flip: bool | str = True,
     device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
     describe: Callable[[int], str] = "image {}".format,
-) -> npt.NDArray[np.float32]:
-    """The raw embedding of each image, or the sum of it and that of the mirror image.
-
-    Batch b is `images[b * batch_size : (b + 1) * batch_size]` whatever the number of processes; rank b mod W computes
-    it, and every rank returns all rows. A failure on one rank is raised on all, so none waits for the others.
+) -> Rows:
+    """The embedding of each image, made of the raw ones of the image and of its mirror image.
 
     Args:
-        backbone: takes converted images (N, 3, H, W) on `device`, gives (N, D); has `input_size` and `embedding_dim`.
-            It is run in eval mode, and every module is put back as it was.
-        images: encoded images, (N).
-        flip: add the embedding of the mirror image, before any normalisation.
-        device: where the backbone is.
-        describe: names image i in an error message.
+        flip: how the two are made one, a name of `gkd.evaluation.fusion.FUSIONS`; True is `sum`, False is `none`, for
+            which mirror images are not embedded. The other arguments are as in `embed_views`.
 
     Returns:
         (N, D) float32.
 
     Raises:
-        DataError: an image cannot be decoded: the first such image, on every rank.
+        ConfigError: an unknown fusion. The rest is as in `embed_views`.
+    """
+    views = embed_views(
+        backbone,
+        input_spec,
+        images,
+        views=needed_views(flip),
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        describe=describe,
+    )
+    return fuse_views(views, flip, describe)
+
+
+def embed_views(
+    backbone: nn.Module,
+    input_spec: InputSpec,
+    images: Sequence[bytes],
+    *,
+    views: Sequence[View] = VIEWS,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    describe: Callable[[int], str] = "image {}".format,
+) -> dict[View, Rows]:
+    """The raw embeddings of each image and of its mirror image, apart.
+
+    Batch b is `images[b * batch_size : (b + 1) * batch_size]` whatever the number of processes; rank b mod W computes
+    it, and every rank returns all rows. The last batch is filled up with its last image, and a view is a forward pass
+    of its own: an embedding's rounding depends on the size of its batch, and so it is the same, bit for bit, on any
+    number of ranks with equal threads, and whatever views are asked for. A failure on one rank is raised on all, so
+    none waits for the others.
+
+    Args:
+        backbone: takes converted images (N, 3, H, W) on `device`, gives (N, D); has `input_size` and `embedding_dim`.
+            It is run in eval mode, and every module is put back as it was.
+        images: encoded images, (N).
+        views: which of the two to embed.
+        device: where the backbone is.
+        precision: `bf16` runs the backbone under autocast.
+        describe: names image i in an error message.
+
+    Returns:
+        (N, D) float32 of each view.
+
+    Raises:
+        ConfigError: a batch size, view or precision that does not exist.
+        DataError: an image cannot be decoded: the first such image, on every rank; or embeddings are NaN or infinite:
+            their number and the first images, on every rank.
         GkdError: another rank failed for another reason.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    _check_choices(batch_size, views, precision)
+    device = torch.device(device)
     num_batches = -(-len(images) // batch_size)
     own_batches = range(distributed.rank(), num_batches, distributed.world_size())
-    rows: dict[int, npt.NDArray[np.float32]] = {}
+    rows: dict[int, dict[View, Rows]] = {}
     failure: tuple[int, Exception] | None = None
     current = 0
     try:
-        with torch.inference_mode(), eval_mode(backbone):
-            for current, pixels in _decoded_batches(images, own_batches, batch_size, input_size(backbone), describe):
-                rows[current] = _embed_batch(backbone, input_spec, pixels.to(device), flip)
-    except _UndecodableBatchError as error:
+        with torch.inference_mode(), eval_mode(backbone), _autocast(device, precision):
+            decoded = decoded_batches(images, own_batches, batch_size, input_size(backbone), describe)
+            for current, pixels, num_images in decoded:
+                both = _embed_batch(backbone, input_spec, pixels.to(device), views)
+                rows[current] = {view: each[:num_images] for view, each in both.items()}
+    except UndecodableBatchError as error:
         failure = (error.batch, error.cause)
     except Exception as error:  # told to the other ranks first, which wait in the gathering below; then raised
         failure = (current, error)
     raise_first_failure(failure)
-    return _join(distributed.gather_objects(rows), num_batches, int(backbone.embedding_dim))  # type: ignore[arg-type]
+    by_batch = {batch: each for part in distributed.gather_objects(rows) for batch, each in part.items()}
+    empty = np.empty((0, int(backbone.embedding_dim)), dtype=np.float32)  # type: ignore[arg-type]
+    joined = {view: np.concatenate([empty, *(by_batch[batch][view] for batch in range(num_batches))]) for view in views}
+    require_finite(joined, describe)
+    return joined
 
 
 def evaluate_pairs(
@@ -92,9 +139,10 @@ def evaluate_pairs(
     input_spec: InputSpec,
     pair_set: Pairs,
     *,
-    flip: bool = True,
+    flip: bool | str = True,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
     name: str = "pair set",
 ) -> VerificationResult:
     """Verification figures of a backbone on a set of pairs; the same on every rank.
@@ -105,34 +153,43 @@ def evaluate_pairs(
     Raises:
         DataError: an image cannot be decoded, an embedding is unfit, or the set allows no figures.
     """
-    embeddings = embed_images(
+    views = embed_views(
         backbone,
         input_spec,
         pair_set.images,
+        views=needed_views(flip),
         batch_size=batch_size,
-        flip=flip,
         device=device,
-        describe=lambda index: f"{name}, image {index} (pair {index // 2})",
+        precision=precision,
+        describe=image_of_pair(name),
     )
+    return verify_views(views, pair_set.is_same, flip=flip, name=name)
+
+
+def verify_views(
+    views: Mapping[View, Rows], is_same: npt.NDArray[np.bool_], *, flip: bool | str = True, name: str = "pair set"
+) -> VerificationResult:
+    """Verification figures from the embeddings (2P, D) of a set's images and of their mirror images.
+
+    Raises:
+        DataError: an embedding is unfit, or the set allows no figures.
+    """
+    embeddings = fuse_views(views, flip, image_of_pair(name))
     try:
-        return verify_pairs(embeddings[0::2], embeddings[1::2], pair_set.is_same)
+        return verify_pairs(embeddings[0::2], embeddings[1::2], is_same)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
+
+
+def image_of_pair(name: str) -> Callable[[int], str]:
+    """What to call image i of the set of pairs `name` in messages."""
+    return lambda index: f"{name}, image {index} (pair {index // 2})"
 
 
 def input_size(backbone: nn.Module) -> tuple[int, int]:
     """The height and width that a backbone takes."""
     height, width = backbone.input_size  # type: ignore[misc]
     return int(height), int(width)
-
-
-class _UndecodableBatchError(Exception):
-    """Carries which batch could not be decoded; decoding runs ahead, so the loop cannot know."""
-
-    def __init__(self, batch: int, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.batch = batch
-        self.cause = cause
 
 
 @contextmanager
@@ -147,48 +204,15 @@ def eval_mode(backbone: nn.Module) -> Iterator[None]:
             module.training = is_training
 
 
-def _decoded_batches(
-    images: Sequence[bytes],
-    batches: Iterable[int],
-    batch_size: int,
-    size: tuple[int, int],
-    describe: Callable[[int], str],
-) -> Iterator[tuple[int, Tensor]]:
-    """(batch number, uint8 (N, 3, H, W) RGB) in order; a few batches are decoded ahead by threads."""
-    pending: deque[tuple[int, list[Future[npt.NDArray[np.uint8]]]]] = deque()
-    pool = ThreadPoolExecutor(_DECODE_THREADS, thread_name_prefix="decode")
-    try:
-        for batch in batches:
-            indices = range(batch * batch_size, min((batch + 1) * batch_size, len(images)))
-            pending.append((batch, [pool.submit(decode_image, images[i], size, describe(i)) for i in indices]))
-            if len(pending) > _BATCHES_AHEAD:
-                yield _collect(*pending.popleft())
-        while pending:
-            yield _collect(*pending.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _collect(batch: int, decoded: list[Future[npt.NDArray[np.uint8]]]) -> tuple[int, Tensor]:
-    try:
-        stacked = np.stack([future.result() for future in decoded])
-    except Exception as error:
-        raise _UndecodableBatchError(batch, error) from error
-    return batch, torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
-
-
 def embed_pixels(backbone: nn.Module, input_spec: InputSpec, pixels: Tensor) -> Tensor:
     """Raw embeddings (N, D) in fp32 on the CPU of uint8 RGB images (N, 3, H, W)."""
     embeddings: Tensor = backbone(input_spec.convert(pixels))
     return embeddings.float().cpu()
 
 
-def _embed_batch(backbone: nn.Module, input_spec: InputSpec, pixels: Tensor, flip: bool) -> npt.NDArray[np.float32]:
-    embeddings = embed_pixels(backbone, input_spec, pixels)
-    if flip:
-        embeddings = embeddings + embed_pixels(backbone, input_spec, pixels.flip(-1))
-    rows: npt.NDArray[np.float32] = embeddings.numpy()
-    return rows
+def _embed_batch(backbone: nn.Module, input_spec: InputSpec, pixels: Tensor, views: Sequence[View]) -> dict[View, Rows]:
+    seen = {view: pixels.flip(-1) if view == "mirror" else pixels for view in views}
+    return {view: embed_pixels(backbone, input_spec, each).numpy() for view, each in seen.items()}
 
 
 def on_first_rank(function: Callable[[], object]) -> None:
@@ -226,10 +250,14 @@ def _one_line(error: Exception) -> str:
     return str(error) if isinstance(error, GkdError) else f"{type(error).__name__}: {error}"
 
 
-def _join(
-    gathered: list[dict[int, npt.NDArray[np.float32]]], num_batches: int, embedding_dim: int
-) -> npt.NDArray[np.float32]:
-    by_batch = {batch: rows for part in gathered for batch, rows in part.items()}
-    if num_batches == 0:
-        return np.empty((0, embedding_dim), dtype=np.float32)
-    return np.concatenate([by_batch[batch] for batch in range(num_batches)])
+def _check_choices(batch_size: int, views: Sequence[View], precision: Precision) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    if not views or not set(views) <= set(VIEWS):
+        raise ConfigError(f"views must be some of {', '.join(VIEWS)}, got {', '.join(views) or 'none'}")
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"precision must be fp32 or bf16, got `{precision}`")
+
+
+def _autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

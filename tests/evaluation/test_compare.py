@@ -61,6 +61,10 @@ def test_verdicts_average_to_the_accuracies_of_the_folds(num_pairs: int) -> None
 def test_verdicts_refuse_what_the_protocol_refuses() -> None:
     with pytest.raises(DataError, match="fewer than the 10 folds"):
         judge_pairs(np.ones(4), np.array([True, False, True, False]))
+    with pytest.raises(DataError, match="1 of 20 scores are NaN"):
+        judge_pairs(np.where(np.arange(20) == 3, np.nan, 1.0), np.arange(20) < 10)
+    with pytest.raises(DataError, match="two vectors of one length"):
+        judge_pairs(np.ones(19), np.arange(20) < 10)
 
 
 def test_the_gap_is_the_difference_of_the_accuracies() -> None:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from gkd.core.errors import DataError
-from gkd.evaluation import FAR_TARGETS, area_under_curve, equal_error_rate, far_name, roc_curve, tar_at_far
+from gkd.evaluation import (
+    FAR_TARGETS,
+    area_under_curve,
+    equal_error_rate,
+    far_name,
+    operating_points,
+    roc_curve,
+    tar_at_far,
+)
 from tests.reference import verification as reference
 
 
@@ -35,6 +43,8 @@ def test_figures_equal_the_reference(scores: np.ndarray, is_same: np.ndarray) ->
     assert equal_error_rate(curve) == pytest.approx(reference.equal_error_rate(*plain), abs=1e-12)
     targets = (*FAR_TARGETS, 0.25, 0.5, 1.0)
     assert tar_at_far(curve, targets) == {target: reference.tar_at_far(*plain, target) for target in targets}
+    points = operating_points(curve, targets)
+    assert points == {target: reference.operating_point(*plain, target) for target in targets}
     for threshold, far, tar in zip(curve.thresholds, curve.far, curve.tar, strict=True):
         assert (far, tar) == reference.rates(*plain, threshold)
 

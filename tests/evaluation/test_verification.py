@@ -32,6 +32,7 @@ def _assert_equals_reference(result: VerificationResult, folds: int) -> None:
     mean = sum(expected) / folds
     variance = sum((accuracy - mean) ** 2 for accuracy in expected) / folds
     assert result.accuracy_std == pytest.approx(variance**0.5, abs=1e-12)
+    assert list(result.fold_thresholds) == reference.fold_thresholds(distances, is_same, folds)
     assert result.threshold == reference.best_threshold(distances, is_same, range(len(distances)))
 
 
@@ -159,12 +160,15 @@ def test_zero_and_one_labels_are_taken_as_booleans() -> None:
 def test_unfit_embeddings_are_named_by_pair() -> None:
     left, right = np.ones((5000, 4), dtype=np.float32), np.ones((5000, 4), dtype=np.float32)
     left[3, 1], right[17], right[4500, 0] = np.nan, 0.0, np.inf
-    with pytest.raises(DataError, match=r"^3 of 5000 pairs .*NaN, infinite or zero: pairs 3, 17, 4500;"):
+    message = r"^3 of 5000 pairs .*NaN, infinite or zero: pairs 3, 17, 4500; images 6, 35, 9001 \(pair i is images 2i"
+    with pytest.raises(DataError, match=message):
         verify_pairs(left, right, np.arange(5000) % 2 == 0)
 
 
 def test_many_unfit_embeddings_are_not_all_listed() -> None:
-    with pytest.raises(DataError, match=r"20 of 20 pairs .* pairs 0, 1, 2, 3, 4, 5, 6, 7, …;"):
+    with pytest.raises(
+        DataError, match=r"20 of 20 pairs .* pairs 0, 1, 2, 3, 4, 5, 6, 7, …; images 0, 2, 4, 6, 8, 10, 12, 14, … "
+    ):
         verify_pairs(np.zeros((20, 4)), np.ones((20, 4)), np.arange(20) % 2 == 0)
 
 
@@ -203,6 +207,32 @@ def test_json_holds_plain_values_only() -> None:
     assert document["tar_at_far"]["1e-3"] is None
     assert document["tar_at_far"]["1e-1"] == result.tar_at_far[1e-1]
     assert "distances" not in document
+    assert document["fold_thresholds"] == list(result.fold_thresholds)
+    assert document["smallest_far"] == 1 / (200 - result.num_same)
+    for key, figures in (("observed_far", result.observed_far), ("cosine_at_far", result.cosine_at_far)):
+        assert document[key]["1e-1"] == figures[1e-1]
+        assert document[key]["1e-3"] is None
+
+
+def test_the_far_reached_and_its_cosine_are_told_beside_the_tar() -> None:
+    # 20 different pairs: the nearest at 0.6, two at 0.8 together, the rest far off; a target of 0.1 allows two.
+    distances = np.array([0.2, 0.5, 0.7, 1.0] * 5 + [0.6, 0.8, 0.8] + [3.0] * 17)
+    is_same = np.arange(40) < 20
+    result = verify_distances(distances, is_same)
+    assert result.smallest_far == 1 / 20
+    assert result.tar_at_far[1e-1] == 15 / 20
+    assert result.observed_far[1e-1] == 1 / 20
+    assert result.cosine_at_far[1e-1] == pytest.approx(1 - 0.7 / 2)
+    accepted = result.cosines >= result.cosine_at_far[1e-1]
+    assert (accepted[is_same].mean(), accepted[~is_same].mean()) == (15 / 20, 1 / 20)
+    assert result.observed_far[1e-2] is result.cosine_at_far[1e-2] is None
+
+
+def test_a_far_at_which_nothing_is_accepted_has_no_cosine() -> None:
+    distances = np.where(np.arange(40) < 20, 2.0, 1.0)
+    result = verify_distances(distances, np.arange(40) < 20)
+    assert (result.tar_at_far[1e-1], result.observed_far[1e-1], result.cosine_at_far[1e-1]) == (0.0, 0.0, None)
+    json.dumps(result.to_json(), allow_nan=False)
 
 
 def test_importing_evaluation_needs_neither_torch_nor_matplotlib() -> None:

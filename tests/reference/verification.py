@@ -51,15 +51,38 @@ def best_threshold(distances: Sequence[float], is_same: Sequence[bool], pairs: S
     return best
 
 
-def fold_accuracies(distances: Sequence[float], is_same: Sequence[bool], folds: int) -> list[float]:
-    """The accuracy of each fold at the best threshold of the others."""
-    parts = folds_of(len(distances), folds)
-    accuracies = []
+def judge_folds(
+    distances: Sequence[float], is_same: Sequence[bool], parts: Sequence[Sequence[int]]
+) -> list[tuple[float, float]]:
+    """(threshold, accuracy) of each fold at the best threshold of the others; a pair may be in a fold repeatedly."""
+    judged = []
     for held_out in parts:
         others = [pair for part in parts if part is not held_out for pair in part]
         threshold = best_threshold(distances, is_same, others)
-        accuracies.append(num_right(distances, is_same, held_out, threshold) / len(held_out))
-    return accuracies
+        judged.append((threshold, num_right(distances, is_same, held_out, threshold) / len(held_out)))
+    return judged
+
+
+def fold_accuracies(distances: Sequence[float], is_same: Sequence[bool], folds: int) -> list[float]:
+    """The accuracy of each fold at the best threshold of the others."""
+    return [accuracy for _, accuracy in judge_folds(distances, is_same, folds_of(len(distances), folds))]
+
+
+def fold_thresholds(distances: Sequence[float], is_same: Sequence[bool], folds: int) -> list[float]:
+    """The threshold that each fold is judged at."""
+    return [threshold for threshold, _ in judge_folds(distances, is_same, folds_of(len(distances), folds))]
+
+
+def weighted_accuracy(distances: Sequence[float], is_same: Sequence[bool], weights: Sequence[int], folds: int) -> float:
+    """The mean fold accuracy where each pair stands in its fold as often as it weighs; empty folds do not count."""
+    parts = [[pair for pair in part for _ in range(weights[pair])] for part in folds_of(len(distances), folds)]
+    accuracies = [accuracy for _, accuracy in judge_folds(distances, is_same, [part for part in parts if part])]
+    return sum(accuracies) / len(accuracies)
+
+
+def repeated(values: Sequence[float], weights: Sequence[int]) -> list[float]:
+    """Each value as often as it weighs."""
+    return [value for value, weight in zip(values, weights, strict=True) for _ in range(weight)]
 
 
 def rates(scores: Sequence[float], is_same: Sequence[bool], threshold: float) -> tuple[float, float]:
@@ -80,6 +103,20 @@ def tar_at_far(scores: Sequence[float], is_same: Sequence[bool], target: float) 
         far, tar = rates(scores, is_same, threshold)
         if far <= target:
             best = max(best, tar)
+    return best
+
+
+def operating_point(
+    scores: Sequence[float], is_same: Sequence[bool], target: float
+) -> tuple[float, float, float] | None:
+    """(lowest accepted score, FAR, TAR) of the lowest observed threshold whose FAR is at most the target."""
+    if target < 1 / sum(not label for label in is_same):
+        return None
+    best = (math.inf, 0.0, 0.0)
+    for threshold in scores:
+        far, tar = rates(scores, is_same, threshold)
+        if far <= target and threshold < best[0]:
+            best = (threshold, far, tar)
     return best
 
 
