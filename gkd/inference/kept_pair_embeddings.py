@@ -20,8 +20,8 @@ from gkd.core.errors import ConfigError
 from gkd.core.files import GIB
 from gkd.evaluation import VerificationResult
 from gkd.inference.embed import Pairs, Precision, embed_views, image_of_pair, on_first_rank, verify_views
-from gkd.inference.network_digest import network_digest
 from gkd.inference.kept_files import EmbeddingKey, read_kept, write_kept
+from gkd.inference.network_digest import network_digest
 from gkd.inference.views import Rows, View, needed_views
 from gkd.models import InputSpec
 
