@@ -15,9 +15,10 @@ from gkd.core.errors import CheckpointError, ConfigError
 from gkd.data import FaceData, PairSet
 from gkd.heads import MARGINS, Margin, SoftmaxHead
 from gkd.inference.check_input import check_input_once
+from gkd.inference.check_teacher import TeacherCheck, check_teacher
 from gkd.inference.class_centres import find_class_centres
 from gkd.inference.embedding_files import STORE_FILE, Origin, check_origin, origin_of
-from gkd.inference.embedding_store import EmbeddingStore, find_embeddings
+from gkd.inference.embedding_store import find_embeddings
 from gkd.inference.input_check import InputCheck
 from gkd.inference.teacher import Teacher
 from gkd.models import (
@@ -214,7 +215,7 @@ def build_teacher(config: TrainRun, dataset: FaceData, device: torch.device) -> 
         origin = f"class centres in {settings.centres.folder}"
         stored = centres.store if settings.centres.reuse_embeddings else None
     else:
-        stored = _cached(config, settings, network, dataset, device)
+        stored = None
     head = SoftmaxHead(weights.shape[1], weights.shape[0])
     head.load_state_dict({"weight": weights})
     _compare_scales(build_part(config.margin, MARGINS).scale, margin.scale)
@@ -227,21 +228,35 @@ def build_teacher(config: TrainRun, dataset: FaceData, device: torch.device) -> 
         batch_size=settings.batch_size,
         compile=settings.compile,
     )
-    return TeacherParts(teacher.to(device), margin, network, origin, check)
+    teacher = teacher.to(device)
+    if settings.cache is not None:
+        # Before hours go into embeddings that are of no use; what it finds is kept for the check before training.
+        check_teacher_of(settings, teacher, dataset, device)
+        teacher.stored = find_embeddings(
+            settings.cache.folder,
+            backbone,
+            network.input_spec,
+            dataset,
+            owner="teacher.cache.folder",
+            **_filling(config, settings, settings.cache, device),
+        )
+    return TeacherParts(teacher, margin, network, origin, check)
 
 
-def _cached(
-    config: TrainRun, settings: TeacherSettings, network: TeacherNetwork, dataset: FaceData, device: torch.device
-) -> EmbeddingStore | None:
-    if settings.cache is None:
-        return None
-    return find_embeddings(
-        settings.cache.folder,
-        network.backbone,
-        network.input_spec,
+def check_teacher_of(
+    settings: TeacherSettings, teacher: Teacher, dataset: FaceData, device: torch.device
+) -> TeacherCheck:
+    """Measure a teacher and refuse it below the minima of its settings; see `check_teacher`."""
+    folder = kept_folder(settings)
+    return check_teacher(
+        teacher,
+        PairSet.load(settings.check_pairs),
         dataset,
-        owner="teacher.cache.folder",
-        **_filling(config, settings, settings.cache, device),
+        min_accuracy=settings.min_accuracy,
+        min_train_rank1=settings.min_train_rank1,
+        num_samples=settings.check_samples,
+        device=device,
+        record=None if folder is None else folder / "teacher_check.json",
     )
 
 

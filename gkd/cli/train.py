@@ -15,7 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from gkd import build
-from gkd.build_teacher import HEAD_FILE, STUDENT_FILE, TeacherParts, build_teacher, kept_folder
+from gkd.build_teacher import HEAD_FILE, STUDENT_FILE, TeacherParts, build_teacher, check_teacher_of
 from gkd.cli import run_tool
 from gkd.cli.plan import format_plan
 from gkd.core import distributed
@@ -23,10 +23,9 @@ from gkd.core.config import dump_yaml, load_config, to_plain
 from gkd.core.errors import GkdError
 from gkd.core.files import atomic_write
 from gkd.core.log import set_up_logging
-from gkd.data import FaceData, PairSet
+from gkd.data import FaceData
 from gkd.data.batches import BatchPlan
 from gkd.data.loader import TrainLoader
-from gkd.inference.check_teacher import check_teacher
 from gkd.inference.embed import evaluate_pairs
 from gkd.inference.embedding_files import store_bytes
 from gkd.inference.model_card import CARD_FILE, ModelCard, cached_text, live_text, make_card
@@ -86,17 +85,7 @@ def check_and_describe(config: TrainRun, parts: TeacherParts, dataset: FaceData,
     """Measure the teacher of `config`, refuse it below the minima set there, log its model card and return it."""
     settings, teacher, network = config.teacher, parts.teacher, parts.network
     assert settings is not None
-    folder = kept_folder(settings)
-    check = check_teacher(
-        teacher,
-        PairSet.load(settings.check_pairs),
-        dataset,
-        min_accuracy=settings.min_accuracy,
-        min_train_rank1=settings.min_train_rank1,
-        num_samples=settings.check_samples,
-        device=device,
-        record=None if folder is None else folder / "teacher_check.json",
-    )
+    check = check_teacher_of(settings, teacher, dataset, device)
     if teacher.stored is None:
         execution = live_text(settings.precision, is_compiled=settings.compile)
     else:

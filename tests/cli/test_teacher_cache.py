@@ -117,6 +117,14 @@ def test_it_is_made_ahead_and_then_only_read(folder: Path, capsys: pytest.Captur
     assert before == {file.name: file.read_bytes() for file in (folder / "cache").iterdir()}
 
 
+def test_a_weak_teacher_is_refused_before_anything_is_embedded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "the teacher is too weak to learn from" in refused(capsys, distilled(folder, min_accuracy=1.0))
+    assert not (folder / "cache" / "store.json").exists()
+    assert main([str(distilled(folder))]) == 0
+
+
 def test_two_ranks_share_it(folder: Path) -> None:
     path = distilled(folder)
     finish(train(path, SMALL, num_ranks=2))
