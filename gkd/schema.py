@@ -188,7 +188,8 @@ class TeacherSettings(ConfigModel):
     check_samples: int = Field(default=1000, ge=1000, description="training images that the rank-1 check looks at")
     precision: Precision = Field(default="fp32", description="arithmetic of the teacher's forward pass")
     batch_size: PositiveInt | None = Field(
-        default=None, description="images that a live teacher embeds at once; null is a rank's share of a step"
+        default=None,
+        description="images that a live teacher embeds at once; null is a rank's share of a step, on a CPU 16",
     )
     compile: bool = Field(default=False, description="run a live teacher through torch.compile")
 

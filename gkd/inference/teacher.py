@@ -26,6 +26,9 @@ from gkd.models import InputSpec
 
 logger = logging.getLogger(__name__)
 
+# Images at once on a CPU: few at a time are up to three times as fast, since their maps stay in memory that is there.
+_MOST_ON_CPU = 16
+
 
 @dataclass(frozen=True)
 class TeacherViews(Views):
@@ -51,8 +54,8 @@ class Teacher(nn.Module):
         precision: of the backbone's forward pass. Class weights, their cosines and lengths are fp32.
         stored: the backbone's embeddings of the training images and their mirror images, to be read instead of running
             the backbone. They stand for every view of an image as long as mirroring is the only augmentation.
-        batch_size: the most images that the backbone gets at once; None for all that there are. They come in pieces
-            as equal as can be, so that there are at most two sizes.
+        batch_size: the most images that the backbone gets at once; None for all that there are, on a CPU 16. They come
+            in pieces as equal as can be, so that there are at most two sizes.
         compile: run the backbone through `torch.compile`, which takes a minute or more at the first step, for each
             size. Where that fails, a warning says so and the backbone runs as it is.
 
@@ -164,7 +167,8 @@ class Teacher(nn.Module):
             ids, flips = ([getattr(batch, name) for batch in batches] for name in ("sample_ids", "is_flipped"))
             return self.stored.lookup(_joined(ids), _joined(flips)).to(batches[0].images.device, non_blocking=True)
         images = _joined([batch.images for batch in batches])
-        num_pieces = 1 if self.batch_size is None else -(-len(images) // self.batch_size)
+        most = self.batch_size or (len(images) if images.device.type != "cpu" else _MOST_ON_CPU)
+        num_pieces = -(-len(images) // most)
         is_bf16 = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=is_bf16):
             pieces = [self._run(self.input_spec.convert(piece)) for piece in images.tensor_split(num_pieces)]
