@@ -176,7 +176,7 @@ def train(folder: Path, name: str, data: Path, seed: int, arguments: argparse.Na
         _tool("train.py", str(arguments.config), *overrides)
         pairs = ["--data", str(arguments.pairs), "--no-flip"]
         _tool("eval.py", "--weights", str(run_folder), *pairs, "--json", str(figures))
-    (result,) = json.loads(figures.read_text(encoding="utf-8"))["sets"].values()
+    (result,) = json.loads(figures.read_text(encoding="utf-8"))["models"][0]["sets"].values()
     return Run(name, seed, len(RecordFile(data)), result["accuracy"], result["tar_at_far"]["1e-2"])
 
 

@@ -341,7 +341,14 @@ class EvaluationSettings(ConfigModel):
     )
     every: PositiveInt | None = Field(default=None, description="steps between evaluations; null is once an epoch")
     flip: bool = Field(default=True, description="add the embedding of the mirrored image")
-    batch_size: PositiveInt = Field(default=64, description="images embedded at once")
+    batch_size: PositiveInt | None = Field(
+        default=None, description="images embedded at once; null is 64, and 16 on a CPU, where larger ones are slower"
+    )
+    max_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="longest time for one evaluation; later sets that would not fit are left out. null: no limit",
+    )
 
 
 class TrainRun(ConfigModel):

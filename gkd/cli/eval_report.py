@@ -1,118 +1,51 @@
-"""What the evaluation tool shows and writes: a table, a JSON file, plots."""
+"""What the evaluation tool shows and writes: tables, files of figures, plots, a page."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from gkd.cli.eval_files import write_csv, write_json
+from gkd.cli.eval_html import write_html
+from gkd.cli.eval_plots import draw
+from gkd.cli.eval_statistics import Evaluation
+from gkd.cli.eval_tables import markdown, terminal_text
 from gkd.core.files import atomic_write
-from gkd.evaluation import VerificationResult, format_table, plot_roc, plot_scores, roc_curve
-from gkd.inference.check_input import InputCheck
-from gkd.models import InputSpec
+
+_LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EvalReport:
-    """The sets that gave figures, with the seconds each took, and the messages of those that did not."""
-
-    results: dict[str, VerificationResult]
-    seconds: dict[str, float]
-    failures: dict[str, str]
-
-
-def write_report(
-    report: EvalReport,
-    weights: Path,
-    input_spec: InputSpec,
-    arguments: argparse.Namespace,
-    check: InputCheck | None = None,
-) -> None:
-    """Print the table and the messages, write the JSON and draw the plots that were asked for.
-
-    Args:
-        check: what was found of a foreign network's declared input, for the JSON.
-    """
-    if report.results:
-        sys.stdout.write(format_table([_table_row(report, name) for name in report.results]))
-        notes = [f"{name}: {note}\n" for name, result in report.results.items() for note in result.notes]
-        sys.stdout.write("".join(notes))
+def write_results(evaluation: Evaluation, arguments: argparse.Namespace) -> None:
+    """Print the tables and the messages, and write what was asked for."""
+    sys.stdout.write(terminal_text(evaluation))
+    sys.stdout.flush()
     if arguments.json is not None:
-        _write_json(report, weights, input_spec, arguments, check)
-    if arguments.plots is not None and report.results:
-        _draw(report, arguments.plots)
-    for message in report.failures.values():
+        write_json(evaluation, arguments)
+    if arguments.csv is not None:
+        write_csv(evaluation, arguments.csv)
+    if arguments.markdown is not None:
+        with atomic_write(arguments.markdown) as temporary:
+            temporary.write_text(markdown(evaluation, arguments), encoding="utf-8")
+    has_figures = any(figures.sets for figures in evaluation.models)
+    if arguments.plots is not None and has_figures:
+        draw(evaluation, arguments.plots)
+    if arguments.report is not None and has_figures:
+        write_html(evaluation, arguments)
+        if arguments.show_faces:
+            _LOG.warning("%s shows faces: it is personal data", arguments.report)
+    for message in _failures(evaluation):
         sys.stderr.write(f"error: {message}\n")
 
 
-def _table_row(report: EvalReport, name: str) -> dict[str, str]:
-    result, seconds = report.results[name], report.seconds[name]
-    return {
-        "set": name,
-        "pairs": str(result.num_pairs),
-        "accuracy %": f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}",
-        "TAR@FAR=1e-3 %": _percent(result.tar_at_far[1e-3]),
-        "TAR@FAR=1e-4 %": _percent(result.tar_at_far[1e-4]),
-        "AUC": f"{result.auc:.5f}",
-        "EER %": _percent(result.eer),
-        "same cosine": f"{result.mean_same_cosine:.3f}",
-        "d'": "-" if result.d_prime is None else f"{result.d_prime:.2f}",
-        "threshold": f"{result.threshold:.2f}",
-        "seconds": f"{seconds:.1f}",
-        "images/s": f"{2 * result.num_pairs / seconds:.0f}",
-    }
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.2f}"
-
-
-def _write_json(
-    report: EvalReport,
-    weights: Path,
-    input_spec: InputSpec,
-    arguments: argparse.Namespace,
-    check: InputCheck | None,
-) -> None:
-    figures = {name: {**result.to_json(), "seconds": report.seconds[name]} for name, result in report.results.items()}
-    document = {
-        "weights": str(weights),
-        "input": _input_json(input_spec),
-        "is_flip_summed": not arguments.no_flip,
-        "sets": figures,
-        "failed": report.failures,
-    }
-    if check is not None:
-        document["input_check"] = _check_json(check)
-    with atomic_write(arguments.json) as temporary:
-        temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _input_json(spec: InputSpec) -> dict[str, Any]:
-    return {"color": spec.color, "mean": list(spec.mean), "std": list(spec.std)}
-
-
-def _check_json(check: InputCheck) -> dict[str, Any]:
-    best = check.best_alternative
-    return {
-        "size": list(check.size),
-        "num_pairs": check.num_pairs,
-        "d_prime": check.d_prime,
-        "best_alternative": None if best is None else _input_json(best),
-        "best_d_prime": check.best_d_prime,
-        "gap_interval": None if check.gap_low is None else [check.gap_low, check.gap_high],
-    }
-
-
-def _draw(report: EvalReport, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    curves = {name: roc_curve(-result.distances, result.is_same) for name, result in report.results.items()}
-    plot_roc(curves, folder / "roc.png")
-    for name, result in report.results.items():
-        title = f"{name}: {100 * result.accuracy:.2f} % of {result.num_pairs} pairs"
-        same, different = result.cosines[result.is_same], result.cosines[~result.is_same]
-        place = folder / f"scores_{name.replace('/', '_')}.png"
-        plot_scores(same, different, place, title=title, threshold=1 - result.threshold / 2)
+def _failures(evaluation: Evaluation) -> list[str]:
+    """The messages of the sets that were refused; one that all models share comes once."""
+    told = [(figures.model.name, message) for figures in evaluation.models for message in figures.failed.values()]
+    messages = [message for _, message in told]
+    is_alone = len(evaluation.models) == 1
+    return list(
+        dict.fromkeys(
+            message if is_alone or messages.count(message) == len(evaluation.models) else f"{name}: {message}"
+            for name, message in told
+        )
+    )

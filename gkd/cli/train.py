@@ -23,11 +23,13 @@ from gkd.core.config import dump_yaml, load_config, to_plain
 from gkd.core.errors import GkdError
 from gkd.core.files import atomic_write
 from gkd.core.log import set_up_logging
-from gkd.data import FaceData
+from gkd.data import FaceData, PairSet
 from gkd.data.batches import BatchPlan
 from gkd.data.loader import TrainLoader
-from gkd.inference.embed import evaluate_pairs
+from gkd.evaluation import VerificationResult
+from gkd.inference.embed import default_batch_size, evaluate_pairs
 from gkd.inference.embedding_files import store_bytes
+from gkd.inference.evaluation_budget import evaluate_within
 from gkd.inference.model_card import CARD_FILE, ModelCard, cached_text, live_text, make_card
 from gkd.models import save_head, save_student
 from gkd.schema import TrainRun
@@ -141,6 +143,7 @@ class Run:
         self.teacher = teacher
         self.optimizer = build.build_optimizer(config, self.objective)
         self.ema: Ema | None = None
+        self.scored_sets: list[str] | None = None  # those of the first evaluation
         self.resumed_from: Path | None = None
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", keep_last=config.train.keep_last, keep_every=config.train.keep_every
@@ -253,9 +256,17 @@ class Run:
         restore_statistics(saved.get("batch_norm", []), *self._statistics())
         step = int(saved["step"])
         restore_random_state(saved["random_state"], self.config.run.seed, step)
+        if saved["config"].get("evaluation") == self.values["config"]["evaluation"]:
+            self.scored_sets = self._known_sets(saved.get("scored_sets"))
         logger.info("resuming from %s", path)
         self.resumed_from = path
         return step
+
+    def _known_sets(self, names: object) -> list[str] | None:
+        """The sets that a checkpoint names, or None where it does not or names others than there are."""
+        if not isinstance(names, list) or not names or not all(name in list(self.pair_sets) for name in names):
+            return None
+        return [name for name in self.pair_sets if name in names]
 
     def _require_space(self) -> None:
         size = checkpoint_bytes(run_tensors(self.objective, self.optimizer, self.ema).values())
@@ -269,6 +280,8 @@ class Run:
     def _save(self, step: int, score: float | None) -> None:
         own = own_statistics(*self._statistics())
         values = {**self.values, "step": step, "random_state": random_state(), "batch_norm": own}
+        if self.scored_sets is not None:
+            values["scored_sets"] = self.scored_sets
 
         def write_weights() -> None:
             assert self.saver.last_path is not None
@@ -324,23 +337,38 @@ class Run:
         save_head(self.folder / HEAD_FILE, class_weights, meta)
 
     def _evaluate(self) -> tuple[dict[str, float], float | None]:
-        """Figures of the student on every set, and their mean accuracy as the score."""
+        """Figures of the student on every set, and their mean accuracy as the score.
+
+        Where `evaluation.max_seconds` leaves a set out of the first evaluation of the run (with a warning), it is left
+        out of all that follow, and the score is the mean over the others. Where one of these does not fit into a later
+        evaluation, that one has no score (None), so that the best checkpoint is chosen among like scores. A run that
+        goes on from a checkpoint keeps to the sets of its first evaluation, unless `evaluation` has been changed.
+        """
+        sets = {name: self.pair_sets[name] for name in self.scored_sets or self.pair_sets}
+        found = evaluate_within(self.config.evaluation.max_seconds, sets, self._evaluate_on)
+        if self.scored_sets is None:
+            self.scored_sets = list(found.results)
         values: dict[str, float] = {}
-        for name, pair_set in self.pair_sets.items():
-            result = evaluate_pairs(
-                self.objective.backbone,
-                self.objective.input_spec,
-                pair_set,
-                flip=self.config.evaluation.flip,
-                batch_size=self.config.evaluation.batch_size,
-                device=self.device,
-                name=name,
-            )
+        for name, result in found.results.items():
             values[f"eval/{name}/accuracy"] = result.accuracy
             values[f"eval/{name}/accuracy_std"] = result.accuracy_std
             values[f"eval/{name}/auc"] = result.auc
             for target, rate in result.tar_at_far.items():
                 if rate is not None:
                     values[f"eval/{name}/tar@far={target:g}"] = rate
-        accuracies = [value for name, value in values.items() if name.endswith("/accuracy")]
+        accuracies = [result.accuracy for result in found.results.values()]
+        if len(accuracies) < len(self.scored_sets):
+            logger.warning("this evaluation has no score: %s took no part", ", ".join(found.left_out))
+            return values, None
         return values, sum(accuracies) / len(accuracies) if accuracies else None
+
+    def _evaluate_on(self, name: str, pair_set: PairSet) -> VerificationResult:
+        return evaluate_pairs(
+            self.objective.backbone,
+            self.objective.input_spec,
+            pair_set,
+            flip=self.config.evaluation.flip,
+            batch_size=self.config.evaluation.batch_size or default_batch_size(self.device),
+            device=self.device,
+            name=name,
+        )

@@ -13,6 +13,7 @@ from gkd.data.identities import find_identities, open_faces
 from gkd.data.image_folder import IMAGE_SUFFIXES
 from gkd.data.pair_choice import Key, choose_pairs
 from gkd.data.pair_folds import drop_pairs, tell_folds
+from gkd.data.pair_identities import fits_line, identities_path, write_pair_identities
 from gkd.data.pair_images import read_images
 from gkd.data.pair_lists import ListedPair, PairList
 from gkd.data.pairs import PairSet
@@ -32,7 +33,8 @@ def make_pair_file(
     seed: int = 0,
     size: int | None = None,
 ) -> PairSet:
-    """Write random pairs of `source`'s images, half of one person and half of two, into a .bin file.
+    """Write random pairs of `source`'s images, half of one person and half of two, into a .bin file,
+    and who is on them beside it, see `read_pair_identities`.
 
     Folds are contiguous and balanced, and share nobody where there are people enough; see `choose_pairs`. The pairs are
     a function of the people's names (labels where there are none), their numbers of images and the numbers given here.
@@ -61,6 +63,7 @@ def make_pair_file(
     images = read_images(sorted(set(keys)), lambda key: identities[key[0]][key[1]], describe, str(source), size)
     pairs = PairSet([images[key] for key in keys], is_same, out.stem)
     pairs.save(out)
+    _write_people(out, [str(identities[person].key) for person, _ in keys])
     return pairs
 
 
@@ -68,6 +71,8 @@ def make_listed_pair_file(
     source: str | Path, out: str | Path, pair_list: PairList, *, skip_missing: bool = False, size: int | None = None
 ) -> PairSet:
     """Write the pairs of a list into a .bin file; images come as they are in `source`, byte for byte.
+
+    Where the list is of LFW's format, who is on the pairs is written beside it, see `read_pair_identities`.
 
     Args:
         source: the folder that the list's paths are relative to.
@@ -99,7 +104,16 @@ def make_listed_pair_file(
     )
     made = PairSet([images[name] for name in names], [pair.is_same for pair in pairs], out.stem)
     made.save(out)
+    if not pair_list.has_suffixes:  # the format of LFW, whose folders are people
+        _write_people(out, [name.rpartition("/")[0] for name in names])
     return made
+
+
+def _write_people(out: Path, people: Sequence[str]) -> None:
+    """Write who is on each pair beside the set, for intervals over persons."""
+    number = {person: place for place, person in enumerate(dict.fromkeys(people))}
+    names = [person if fits_line(person) else f"person {number[person]}" for person in people]
+    write_pair_identities(identities_path(out), list(zip(names[0::2], names[1::2], strict=True)))
 
 
 def _bin_path(out: str | Path) -> Path:

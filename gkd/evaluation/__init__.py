@@ -6,8 +6,20 @@ Shapes: P pairs, D embedding dimension.
 
 from gkd.evaluation.distances import squared_distances
 from gkd.evaluation.fusion import FUSIONS, fuse
+from gkd.evaluation.html_report import write_report
+from gkd.evaluation.ijb import IjbOptions, IjbResult, verify_templates
 from gkd.evaluation.intervals import Interval, VerificationIntervals, verification_intervals
-from gkd.evaluation.report import format_table, plot_curves, plot_roc, plot_scores
+from gkd.evaluation.report import (
+    format_table,
+    pareto_front,
+    plot_curves,
+    plot_det,
+    plot_pareto,
+    plot_roc,
+    plot_scores,
+)
+from gkd.evaluation.report_inputs import ErrorPair, ReportEntry, ReportModel, ReportSet
+from gkd.evaluation.robustness_plot import plot_robustness
 from gkd.evaluation.significance import McNemar, ModelComparison, compare_models, mcnemar_test
 from gkd.evaluation.tar_far import (
     FAR_TARGETS,
@@ -25,10 +37,16 @@ from gkd.evaluation.verification import VerificationResult, verify_distances, ve
 __all__ = [
     "FAR_TARGETS",
     "FUSIONS",
+    "ErrorPair",
+    "IjbOptions",
+    "IjbResult",
     "Interval",
     "McNemar",
     "ModelComparison",
     "OperatingPoint",
+    "ReportEntry",
+    "ReportModel",
+    "ReportSet",
     "RocCurve",
     "VerificationIntervals",
     "VerificationResult",
@@ -40,7 +58,11 @@ __all__ = [
     "fuse",
     "mcnemar_test",
     "operating_points",
+    "pareto_front",
     "plot_curves",
+    "plot_det",
+    "plot_pareto",
+    "plot_robustness",
     "plot_roc",
     "plot_scores",
     "roc_curve",
@@ -49,4 +71,6 @@ __all__ = [
     "verification_intervals",
     "verify_distances",
     "verify_pairs",
+    "verify_templates",
+    "write_report",
 ]

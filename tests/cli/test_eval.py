@@ -3,67 +3,30 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, helper
 
-from gkd.cli.eval import find_sets, find_student, main
+from gkd.cli.eval import main
+from gkd.cli.eval_models import find_student
+from gkd.cli.eval_sets import find_sets
 from gkd.core.errors import CheckpointError, ConfigError, DataError
 from gkd.data import PairSet
 from gkd.inference.embed import evaluate_pairs
-from gkd.models import InputSpec, create_backbone, load_student, save_student
+from gkd.models import InputSpec, count_macs, create_backbone, load_student
+from tests.cli.pair_files import logging_as_before, weights, without_extras, write_pairs, write_run
 from tests.models.onnx_nets import face_net, plain_graph, save
+
+__all__ = ["logging_as_before", "weights"]  # fixtures
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOAT = TensorProto.FLOAT
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The tool sets up the process's logging, which later tests must not see."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    backbone = create_backbone("mobilefacenet_classic", embedding_dim=16, input_size=(32, 32))
-    path = tmp_path_factory.mktemp("run") / "weights" / "student.pt"
-    path.parent.mkdir()
-    save_student(path, backbone, InputSpec())
-    return path
-
-
-def write_pairs(path: Path, num_pairs: int, is_same: np.ndarray | None = None) -> Path:
-    """Random JPEGs; the second image of a same pair is the first at another quality."""
-    generator = np.random.default_rng(len(path.stem))
-    labels = np.arange(num_pairs) % 2 == 0 if is_same is None else is_same
-    images = []
-    for label in labels:
-        first, other = generator.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
-        images += [_encode(first, 95), _encode(first if label else other, 80)]
-    PairSet(images, labels).save(path)
-    return path
-
-
-def _encode(pixels: np.ndarray, quality: int) -> bytes:
-    large = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_CUBIC)
-    encoded: np.ndarray = cv2.imencode(".jpg", large, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return encoded.tobytes()
 
 
 def test_table_json_and_plots(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,22 +38,33 @@ def test_table_json_and_plots(weights: Path, tmp_path: Path, capsys: pytest.Capt
     run_folder = weights.parent.parent
     arguments = ["--weights", str(run_folder), "--data", str(bins), "--batch-size", "7", "--device", "cpu"]
     assert main([*arguments, "--json", str(out), "--plots", str(plots)]) == 0
-    title, _, first, second, note = capsys.readouterr().out.splitlines()
+    title, _, first, second, *notes = capsys.readouterr().out.splitlines()
     assert title.split()[:3] == ["set", "pairs", "accuracy"]
     assert first.split()[:2] == ["one", "20"]
     assert second.split()[:2] == ["three", "13"]
-    assert note.startswith("three: 13 pairs do not divide into 10 folds")
+    assert notes[0].startswith("one: few errors, so the intervals of these are likely too narrow: ")
+    assert notes[1].startswith("three: 13 pairs do not divide into 10 folds")
     document = json.loads(out.read_text())
+    assert (document["format"], document["format_version"]) == ("gkd.evaluation", 2)
+    (model,) = document["models"]
     backbone, spec, _ = load_student(weights)
+    backbone.to(memory_format=torch.channels_last)
     expected = evaluate_pairs(backbone, spec, PairSet.load(bins / "one.bin"), batch_size=7)
-    seconds = document["sets"]["one"].pop("seconds")
-    assert seconds > 0
-    assert document["sets"]["one"] == expected.to_json()
-    assert document["failed"] == {}
-    assert document["weights"] == str(weights)
-    assert document["input"] == {"color": "rgb", "mean": [127.5] * 3, "std": [127.5] * 3}
-    assert document["is_flip_summed"] is True
-    assert sorted(file.name for file in plots.iterdir()) == ["roc.png", "scores_one.png", "scores_three.png"]
+    assert without_extras(model["sets"]["one"]) == expected.to_json()
+    assert model["sets"]["one"]["seconds"] > 0
+    assert model["sets"]["one"]["images_per_second"] > 0
+    assert model["failed"] == {}
+    assert (model["name"], model["weights"]) == (run_folder.name, str(weights))
+    assert model["input"] == {"color": "rgb", "mean": [127.5] * 3, "std": [127.5] * 3, "size": [32, 32]}
+    assert model["parameters"] == sum(parameter.numel() for parameter in backbone.parameters())
+    assert model["gmacs"] == count_macs(backbone) / 1e9
+    assert model["file_bytes"] == weights.stat().st_size
+    assert document["settings"]["fusion"] == "sum"
+    assert document["settings"]["batch_size"] == 7
+    assert document["comparisons"] == []
+    assert sorted(file.name for file in plots.iterdir()) == sorted(
+        f"{name}.{suffix}" for name in ("det", "roc", "scores_one", "scores_three") for suffix in ("pdf", "png")
+    )
 
 
 def test_no_flip_and_input_conversion_reach_the_network(
@@ -100,12 +74,14 @@ def test_no_flip_and_input_conversion_reach_the_network(
     options = ["--no-flip", "--color", "bgr", "--mean", "100", "--std", "50", "60", "70", "--device", "cpu"]
     assert main(["--weights", str(weights), "--data", str(data), "--json", str(out), *options]) == 0
     backbone, _, _ = load_student(weights)
+    backbone.to(memory_format=torch.channels_last)
     spec = InputSpec(color="bgr", mean=(100.0,) * 3, std=(50.0, 60.0, 70.0))
-    expected = evaluate_pairs(backbone, spec, PairSet.load(data), flip=False)
+    expected = evaluate_pairs(backbone, spec, PairSet.load(data), flip=False, batch_size=16)
     document = json.loads(out.read_text())
-    assert document["sets"]["set"]["mean_same_cosine"] == expected.mean_same_cosine
-    assert document["input"]["color"] == "bgr"
-    assert document["is_flip_summed"] is False
+    (model,) = document["models"]
+    assert model["sets"]["set"]["mean_same_cosine"] == expected.mean_same_cosine
+    assert model["input"]["color"] == "bgr"
+    assert document["settings"]["fusion"] == "none"
     assert "the command line makes it" in capsys.readouterr().err
 
 
@@ -135,9 +111,9 @@ def test_a_set_that_fails_is_told_and_the_others_are_evaluated(
     assert errors[1].startswith(f"error: {few}: 4 pairs (2 same, 2 different) are fewer than the 10 folds")
     assert str(damaged) in errors[2]
     assert shown.out.splitlines()[2].split()[:2] == ["good", "20"]
-    document = json.loads(out.read_text())
-    assert list(document["sets"]) == ["good"]
-    assert list(document["failed"]) == ["positive", "few", "damaged"]
+    (model,) = json.loads(out.read_text())["models"]
+    assert list(model["sets"]) == ["good"]
+    assert list(model["failed"]) == ["positive", "few", "damaged"]
 
 
 def test_where_every_set_fails_there_is_no_table(
@@ -190,7 +166,7 @@ def test_weights_are_found(tmp_path: Path) -> None:
         (["--mean", "1", "2"], "--mean takes one number or three, got 2"),
         (["--std", "0"], "input std must be above 0"),
         (["--device", "abacus"], "--device abacus cannot be used"),
-        (["--batch-size", "0"], "batch_size must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
     ],
 )
 def test_unfit_options_are_refused(
@@ -213,16 +189,16 @@ def test_a_foreign_network_is_evaluated_with_its_declared_input(
     options = ["--data", str(data), "--json", str(out), "--device", "cpu", *DECLARED]
     assert main(["--weights", f"{prefix}{network}", *options]) == 0
     spec = InputSpec(color="bgr", mean=(100.0,) * 3, std=(50.0, 60.0, 70.0))
-    expected = evaluate_pairs(create_backbone(f"onnx:{network}"), spec, PairSet.load(data))
-    document = json.loads(out.read_text())
-    document["sets"]["set"].pop("seconds")
-    assert document["sets"]["set"] == expected.to_json()
-    assert document["input"] == {"color": "bgr", "mean": [100.0] * 3, "std": [50.0, 60.0, 70.0]}
-    assert document["input_check"]["d_prime"] is None
+    expected = evaluate_pairs(create_backbone(f"onnx:{network}"), spec, PairSet.load(data), batch_size=16)
+    (model,) = json.loads(out.read_text())["models"]
+    assert without_extras(model["sets"]["set"]) == expected.to_json()
+    assert model["input"] == {"color": "bgr", "mean": [100.0] * 3, "std": [50.0, 60.0, 70.0], "size": [32, 32]}
+    assert model["input_check"]["d_prime"] is None
+    assert model["parameters"] > 0
     shown = capsys.readouterr()
     assert "input bgr, mean 100, std 50 60 70, 32x32, as declared" in shown.err
     assert "cannot be checked: set has 10 same and 10 different pairs" in shown.err
-    title, _, row = shown.out.splitlines()
+    title, _, row, *_ = shown.out.splitlines()
     assert title.split()[-6:] == ["same", "cosine", "d'", "threshold", "seconds", "images/s"]
     assert f"{expected.mean_same_cosine:.3f}  {expected.d_prime:.2f}" in row
 
@@ -240,7 +216,7 @@ def test_the_declared_input_is_checked_on_the_first_fit_set(
     arguments = ["--weights", str(network), "--data", *sets, "--json", str(out), "--color", "rgb"]
     monkeypatch.setattr("gkd.inference.check_input._judge", lambda check: None)
     assert main([*arguments, "--mean", "127.5", "--std", "127.5"]) == 2  # two sets fail
-    check = json.loads(out.read_text())["input_check"]
+    check = json.loads(out.read_text())["models"][0]["input_check"]
     assert (check["num_pairs"], check["size"]) == (110, [32, 32])
     assert check["d_prime"] > 0
     assert set(check["best_alternative"]) == {"color", "mean", "std"}
@@ -249,7 +225,7 @@ def test_the_declared_input_is_checked_on_the_first_fit_set(
         f"input: rgb, mean 127.5, std 127.5, 32x32; d' {check['d_prime']:.2f} on 110 pairs" in capsys.readouterr().err
     )
     assert main([*arguments, "--mean", "127.5", "--std", "127.5", "--no-input-check"]) == 2
-    assert "input_check" not in json.loads(out.read_text())
+    assert json.loads(out.read_text())["models"][0]["input_check"] is None
 
 
 def test_a_wrong_declaration_stops_before_any_set(
@@ -258,7 +234,7 @@ def test_a_wrong_declaration_stops_before_any_set(
     def refuse(*_: object, **__: object) -> None:
         raise ConfigError("better with bgr")
 
-    monkeypatch.setattr("gkd.cli.eval.check_input", refuse)
+    monkeypatch.setattr("gkd.cli.eval_run.check_input", refuse)
     network, data = face_net(tmp_path / "net.onnx"), write_pairs(tmp_path / "set.bin", 20)
     assert main(["--weights", str(network), "--data", str(data), *DECLARED]) == 2
     shown = capsys.readouterr()
@@ -270,7 +246,7 @@ def test_no_set_to_check_with_is_a_warning(tmp_path: Path, capsys: pytest.Captur
     network = face_net(tmp_path / "net.onnx")
     positive = write_pairs(tmp_path / "positive.bin", 12, np.ones(12, dtype=bool))
     assert main(["--weights", str(network), "--data", str(positive), *DECLARED]) == 2
-    assert "not checked: no set has both same and different pairs" in capsys.readouterr().err
+    assert "is not checked: no set has both same and different pairs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -288,7 +264,7 @@ def test_no_set_to_check_with_is_a_warning(tmp_path: Path, capsys: pytest.Captur
         ),
         (["--color", "rgb", "--mean", "0.5", "--std", "0.5"], "give --mean 127.5 --std 127.5"),
         ([*DECLARED, "--size", "112", "112"], "input_size [112, 112] was given, but "),
-        ([*DECLARED, "--batch-size", "0"], "batch_size must be at least 1"),
+        ([*DECLARED, "--batch-size", "0"], "--batch-size must be at least 1"),
     ],
 )
 def test_unfit_declarations_are_refused(
@@ -343,26 +319,40 @@ def test_a_pretrained_network_verifies_real_faces_as_published(real_data: Path, 
         "57.375",
     ]
     assert main(["--weights", f"onnx:{network}", "--data", str(data), "--json", str(out), *options]) == 0
-    figures = json.loads(out.read_text())["sets"]["lfw"]
+    figures = json.loads(out.read_text())["models"][0]["sets"]["lfw"]
     assert figures["accuracy"] == pytest.approx(0.9925, abs=5e-4)
     assert figures["mean_same_cosine"] == pytest.approx(0.639, abs=3e-3)
 
 
 @pytest.mark.slow
 def test_the_script_runs_on_two_ranks_as_on_one(weights: Path, tmp_path: Path) -> None:
+    """Two models, with embeddings that are kept by two ranks and read by one."""
     data, few = write_pairs(tmp_path / "set.bin", 20), write_pairs(tmp_path / "few.bin", 4)
-    script = [str(ROOT / "tools" / "eval.py"), "--weights", str(weights), "--batch-size", "7", "--device", "cpu"]
+    other = write_run(tmp_path / "other", seed=1)
+    given = ["--weights", f"a={weights}", f"b={other}", "--batch-size", "7", "--device", "cpu", "--resamples", "20"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    kept = ["--keep", str(tmp_path / "kept")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    figures = []
-    for name, command in (("one", [sys.executable]), ("two", launch)):
+    runs = {"one": ([sys.executable], []), "two": (launch, kept), "again": ([sys.executable], kept)}
+    documents = {}
+    for name, (command, options) in runs.items():
         out = tmp_path / f"{name}.json"
-        full = [*command, *script, "--data", str(data), str(few), "--json", str(out)]
-        done = subprocess.run(full, capture_output=True, text=True, env=environment, timeout=240, cwd=tmp_path)
+        full = [*command, str(ROOT / "tools" / "eval.py"), *given, "--data", str(data), str(few), *options]
+        done = subprocess.run(
+            [*full, "--json", str(out)], capture_output=True, text=True, env=environment, timeout=240, cwd=tmp_path
+        )
         assert done.returncode != 0  # one set has too few pairs
         assert done.stdout.count("accuracy %") == 1
-        document = json.loads(out.read_text())
-        document["sets"]["set"].pop("seconds")
-        figures.append(document)
-    assert figures[0] == figures[1]
-    assert list(figures[0]["failed"]) == ["few"]
+        assert done.stderr.count("error: ") == 1
+        documents[name] = json.loads(out.read_text())
+    first, *others = (
+        [
+            document["comparisons"],
+            [(without_extras(model["sets"]["set"]), list(model["failed"])) for model in document["models"]],
+        ]
+        for document in documents.values()
+    )
+    assert others == [first, first]
+    assert first[1][0][1] == ["few"]
+    assert [documents[name]["settings"]["num_ranks"] for name in runs] == [1, 2, 1]
+    assert [documents[name]["models"][0]["images_per_second"] is None for name in runs] == [False, False, True]

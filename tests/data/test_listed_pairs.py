@@ -57,6 +57,7 @@ class TestFiles:
         expected = [("a", 1), ("a", 2), ("a", 1), ("a", 3), ("a", 1), ("b", 1), ("a", 2), ("b", 1)]
         assert images[:8] == [file_of(source, *key).read_bytes() for key in expected]
         assert PairSet.load(out).images == images
+        assert (tmp_path / "a.persons.txt").read_text().split("\n")[:4] == ["a\ta", "a\ta", "a\tb", "a\tb"]
 
     def test_an_image_in_several_pairs_is_read_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source, reads = write_lfw(tmp_path / "in"), list[Path]()

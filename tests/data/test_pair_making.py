@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gkd.core.errors import ConfigError, DataError
 from gkd.data import FaceFolder, PairSet, pack
 from gkd.data.pair_choice import Key, choose_pairs, fold_flags, half_of_fold, two_of
+from gkd.data.pair_identities import read_pair_identities
 from gkd.data.pair_making import make_pair_file
 from gkd.data.rec_split import split_faces
 from gkd.evaluation import verify_pairs
@@ -198,6 +199,16 @@ class TestFiles:
         shown = [person[image] for image in pairs.images]
         is_same = [left == right for left, right in zip(shown[0::2], shown[1::2], strict=True)]
         assert is_same == pairs.is_same.tolist()
+        ids = read_pair_identities(tmp_path / "out" / "mine.persons.txt", pairs.is_same)
+        number = {name: place for place, name in enumerate(sorted({faces.identity_names[label] for label in shown}))}
+        names = [number[faces.identity_names[label]] for label in shown]
+        assert ids.tolist() == [list(pair) for pair in zip(names[0::2], names[1::2], strict=True)]
+
+    def test_names_that_fit_on_no_line(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "in", {"a\tb": 3, " c": 3, "d": 3})
+        made = make_pair_file(folder, tmp_path / "a.bin", num_pairs=12, folds=1)
+        ids = read_pair_identities(tmp_path / "a.persons.txt", made.is_same)
+        assert len(np.unique(ids)) == 3
 
     def test_a_record_file_gives_the_pairs_of_its_folder(self, tmp_path: Path) -> None:
         folder = write_folder(tmp_path / "in", {f"p{number}": 4 for number in range(5)})
