@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
+_SLOW_ROW_SECONDS = 3e-6  # one that is in memory takes a third of it, one from a disk three times as much or more
+
 
 class EmbeddingStore:
     """Embeddings of every image and mirror image of a data set, in a folder.
@@ -63,6 +66,7 @@ class EmbeddingStore:
         self.folder = folder
         self.origin = origin
         self.owner = owner
+        self._is_slow = False
         on_first_rank(self._prepare)
         check_origin(folder, origin)
         for name, size in origin.sizes().items():
@@ -124,8 +128,7 @@ class EmbeddingStore:
                 f"{self.folder}: has embeddings of {self.origin.num_images} images, and image {int(outside[0])} was "
                 "asked for; the data changed since they were made: remove the folder to make them anew"
             )
-        bits = torch.index_select(self._shuffled_rows, 0, 2 * ids + is_flipped.cpu())
-        rows = bits.view(DTYPES[self.origin.dtype])
+        rows = self._gather(2 * ids + is_flipped.cpu()).view(DTYPES[self.origin.dtype])
         is_missing = rows[:, 0].isnan()
         if bool(is_missing.any()):
             raise DataError(
@@ -135,6 +138,22 @@ class EmbeddingStore:
         if device.type == "cuda":
             rows = rows.pin_memory().to(device, non_blocking=True)
         return rows.float()
+
+    def _gather(self, places: Tensor) -> Tensor:
+        """The bits of the rows at `places` (N,), (N, D).
+
+        Where the last rows came slowly, they came from the disk one after another; then all of these are asked for at
+        once first, which would cost more than it saves where they are in memory.
+        """
+        rows, started = self._shuffled_rows, time.perf_counter()
+        if self._is_slow:
+            row_bytes = rows.shape[1] * rows.element_size()
+            starts = places * row_bytes
+            for start in (starts // mmap.PAGESIZE * mmap.PAGESIZE).tolist():
+                self._bytes.madvise(mmap.MADV_WILLNEED, start, min(row_bytes + mmap.PAGESIZE, len(self._bytes) - start))
+        bits = torch.index_select(rows, 0, places)
+        self._is_slow = time.perf_counter() - started > _SLOW_ROW_SECONDS * len(places)
+        return bits
 
     def views(self, images: slice | npt.NDArray[Any]) -> Floats:
         """The embeddings of images and of their mirror images, fp32 (N, 2, D); NaN where an image has none."""

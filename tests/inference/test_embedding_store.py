@@ -80,12 +80,17 @@ def test_what_is_read_is_what_the_network_gave(tmp_path: Path, faces: RecordFile
 
 @settings(deadline=None, max_examples=30)
 @given(
-    num_images=st.integers(1, 40), dim=st.integers(1, 9), dtype=st.sampled_from(["float16", "bfloat16"]), data=st.data()
+    num_images=st.integers(1, 40),
+    dim=st.integers(1, 900),
+    dtype=st.sampled_from(["float16", "bfloat16"]),
+    is_slow=st.booleans(),
+    data=st.data(),
 )
 def test_lookup_is_indexing(
-    tmp_path_factory: pytest.TempPathFactory, num_images: int, dim: int, dtype: str, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, num_images: int, dim: int, dtype: str, is_slow: bool, data: st.DataObject
 ) -> None:
     store, rows = random_store(tmp_path_factory.mktemp("store"), num_images, dim, dtype)
+    store._is_slow = is_slow  # rows are asked for ahead
     ids = data.draw(st.lists(st.integers(0, num_images - 1), max_size=20))
     flips = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
     found = store.lookup(torch.tensor(ids, dtype=torch.int64), torch.tensor(flips, dtype=torch.bool))
