@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from gkd.core.errors import ConfigError
+from gkd.data.degrade import find_degradations
 from gkd.evaluation import FUSIONS
 
 _DESCRIPTION = "Verification figures of networks on pair sets (.bin) and on IJB-B/C, with intervals and comparisons."
@@ -116,6 +117,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value is not None and value < low:
             raise ConfigError(f"--{option.replace('_', '-')} must be at least {low}, got {value}")
+    if arguments.robustness:
+        find_degradations(tuple(arguments.robustness))
     if arguments.show_faces and arguments.report is None:
         raise ConfigError("--show-faces puts faces into the report; give --report OUT.html too")
     if arguments.ijb and arguments.fusion not in ("sum", "none"):

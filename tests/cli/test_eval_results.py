@@ -311,6 +311,7 @@ def test_a_model_that_fails_on_a_set_does_not_stop_the_other(
     [
         (["--resamples", "-1"], "--resamples must be at least 0, got -1"),
         (["--show-faces"], "--show-faces puts faces into the report; give --report OUT.html too"),
+        (["--robustness", "blurr"], "degradations must be different ones of blur, jpeg"),
         (["--ijb", "IJBC", "--fusion", "unit_sum"], "--fusion unit_sum is not known to IJB's protocol"),
         (
             ["--ijb-unit-features"],
