@@ -23,6 +23,6 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["gkd", "gkd.*"]),
-    package_data={"gkd.evaluation": ["html/*"]},
+    package_data={"gkd.evaluation": ["html/*"], "gkd.runs": ["html/*"]},
     install_requires=requirements,
 )

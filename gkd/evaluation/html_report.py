@@ -5,17 +5,14 @@ The page asks for nothing from outside, and its content policy forbids it to; on
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from gkd.core.files import atomic_write
+from gkd.core.offline_page import content_policy, safe_json
 from gkd.evaluation.report_data import embedded_data
 from gkd.evaluation.report_inputs import ErrorPair, ReportEntry, ReportModel, ReportSet, check_report
 from gkd.evaluation.report_tables import (
@@ -31,8 +28,6 @@ from gkd.evaluation.report_tables import (
 __all__ = ["ErrorPair", "ReportEntry", "ReportModel", "ReportSet", "report_page", "write_report"]
 
 _SCRIPTS = ("charts.js", "entries.js", "curves.js", "thresholds.js", "page.js")
-# These would end the block early or, in old browsers, a line of script.
-_UNSAFE_IN_JSON = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"}
 
 
 def write_report(
@@ -80,7 +75,7 @@ def report_page(
     return Template(_template("page.html")).substitute(
         title=escape(title),
         counts=f"{_counted(len(models), 'model')} on {_counted(len(sets), 'set')} of pairs",
-        policy=_content_policy(style, script),
+        policy=content_policy(style, script),
         style=style,
         script=script,
         links=_links(models, sets, notes),
@@ -88,29 +83,12 @@ def report_page(
         sets="".join(_set_section(place, one, models, by_place, error_pairs) for place, one in enumerate(sets)),
         costs=_cost_section(models),
         notes=_notes_section(notes),
-        data=_safe_json(embedded_data(models, sets, entries)),
+        data=safe_json(embedded_data(models, sets, entries)),
     )
 
 
 def _template(name: str) -> str:
     return (files("gkd.evaluation") / "html" / name).read_text(encoding="utf-8")
-
-
-def _content_policy(style: str, script: str) -> str:
-    """Nothing may be fetched, and only the page's own script and style, known by their digests, may act."""
-    return (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-
-
-def _safe_json(data: Any) -> str:
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.translate(_UNSAFE_IN_JSON)
 
 
 def _counted(count: int, what: str) -> str:

@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""List and compare runs, and write one HTML page of them; see `--help`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gkd.cli import leave
+from gkd.cli.runs import main
+
+if __name__ == "__main__":
+    leave(main())
