@@ -27,6 +27,7 @@ from gkd.train.fine_tune import start_from
 from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
 from gkd.train.optim import GroupRule, build_sgd
+from gkd.train.recompute import recompute_blocks
 from gkd.train.schedule import SCHEDULES, Schedule
 from gkd.train.sharded_objective import ShardedClassification, ShardedDistillation
 from gkd.train.trainer import LoopSettings
@@ -290,6 +291,24 @@ def build_schedule(config: TrainRun, images_per_epoch: int) -> Schedule:
         warmup_epochs=config.schedule.warmup_epochs,
         warmup_start_lr=config.schedule.warmup_start_lr,
     )
+
+
+def prepare_backbone(config: TrainRun, objective: ClassificationObjective) -> None:
+    """Set how the backbone is computed: the order of its numbers in memory, compiled or not, blocks computed again.
+
+    Raises:
+        ConfigError: a backbone without blocks that could be computed again.
+    """
+    train = config.train
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
+    # The loader's images are (N, H, W, 3) in memory, and convolutions are faster on that order.
+    objective.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
+    objective.backbone.to(memory_format=objective.memory_format)
+    if train.recompute:
+        recompute_blocks(objective.backbone)
+    if train.compile:
+        objective.compile_backbone()
 
 
 def build_settings(config: TrainRun, images_per_epoch: int) -> LoopSettings:

@@ -35,6 +35,7 @@ LossPart = Annotated[Part, PartOf(LOSSES, "loss", nested={Grouping: GROUPINGS}, 
 DecayPart = Annotated[Part, PartOf(SCHEDULES, "decay", is_checked=True)]
 
 Precision = Literal["fp32", "bf16"]
+TrainPrecision = Literal["fp32", "bf16", "fp16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -303,7 +304,20 @@ class TrainSettings(ConfigModel):
     epochs: PositiveInt = Field(description="passes over the training images")
     batch_size: PositiveInt = Field(description="images per step over all ranks")
     micro_batches: PositiveInt = Field(default=1, description="parts that each rank's share of a batch is computed in")
-    precision: Precision = Field(default="fp32", description="arithmetic of the student; the head is always fp32")
+    precision: TrainPrecision = Field(
+        default="fp32",
+        description="arithmetic of the student: fp32, bf16, or fp16 with a loss scale; the head is always fp32",
+    )
+    tf32: bool = Field(default=False, description="matrix products of fp32 in TF32 on CUDA, the head's too")
+    channels_last: bool = Field(
+        default=True, description="keep the channels of an image next to each other in memory; false keeps planes"
+    )
+    compile: bool = Field(default=False, description="run the student's backbone through torch.compile")
+    recompute: bool = Field(
+        default=False,
+        description="keep only the input of each block and compute the rest again on the way back: less memory, a "
+        "forward pass more",
+    )
     freeze_batch_norm: bool = Field(default=False, description="keep the batch norms at their stored statistics")
     sync_batch_norm: bool = Field(
         default=False, description="take batch-norm statistics over the images of all ranks; needs CUDA"
@@ -327,8 +341,10 @@ class TrainSettings(ConfigModel):
 
     @classmethod
     def cross_checks(cls, raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """A batch must fill its micro-batches."""
+        """A batch must fill its micro-batches, and blocks that are computed again are not compiled."""
         batch_size, micro_batches = raw.get("batch_size"), raw.get("micro_batches", 1)
+        if raw.get("compile") and raw.get("recompute"):
+            yield "recompute", "does not go with `compile`: set one of the two to false"
         if isinstance(batch_size, int) and isinstance(micro_batches, int) and 1 <= batch_size < micro_batches:
             yield "micro_batches", f"{micro_batches} micro-batches cannot share a batch of {batch_size} images"
 

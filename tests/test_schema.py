@@ -139,7 +139,7 @@ def test_a_distilled_run() -> None:
         ("train.epochs=0", "train.epochs: expected a number of at least 1, got 0"),
         ("train.batchsize=3", "train.batchsize: unknown key; did you mean `batch_size`?"),
         ("train.micro_batches=65", "train.micro_batches: 65 micro-batches cannot share a batch of 64 images"),
-        ("train.precision=fp16", "train.precision: expected `fp32` or `bf16`, got the text `fp16`"),
+        ("train.precision=fp8", "train.precision: expected `fp32`, `bf16` or `fp16`, got the text `fp8`"),
         ("train.resume=", "train.resume: expected text, got nothing"),
         ("train.resume=''", "train.resume: expected text of at least 1 characters, got the text ``"),
         ("evaluation.sets=lfw.bin", "evaluation.sets: expected a list, got the text `lfw.bin`"),
@@ -244,3 +244,8 @@ class TestTool:
         out = tmp_path / "a.json"
         subprocess.run([sys.executable, str(ROOT / "tools" / "schema.py"), str(out)], check=True, cwd=tmp_path)
         assert json.loads(out.read_text())["title"] == "TrainRun"
+
+
+def test_blocks_that_are_computed_again_are_not_compiled() -> None:
+    (line,) = mistakes(DISTILLED, "train={epochs: 20, batch_size: 64, compile: true, recompute: true}")
+    assert line.split("  ", 2)[2].startswith("train.recompute: does not go with `compile`")

@@ -45,7 +45,7 @@ def estimate_memory(config: TrainRun, backbone: Backbone, num_classes: int, head
     """
     ranks, name = num_ranks(), head or config.head.name
     images = -(-config.train.batch_size // (config.train.micro_batches * ranks))
-    bytes_per_activation = 2 if config.train.precision == "bf16" else 4
+    bytes_per_activation = 4 if config.train.precision == "fp32" else 2
     own_classes = num_classes if name == "softmax" else -(-num_classes // ranks)
     rows = 3.0 * own_classes
     if name == "partial_fc":

@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("run", type=Path, metavar="RUN", help="the run's folder")
     add("dump", type=Path, metavar="DUMP", help="a file of its nonfinite folder")
     add("--checkpoint", type=Path, help="the checkpoint to take; the newest whole one of the run by default")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the student (default %(default)s)")
+    choices = ("fp32", "bf16", "fp16")
+    add("--precision", choices=choices, default="fp32", help="arithmetic of the student (default %(default)s)")
     add("overrides", nargs="*", metavar="key=value", help="settings that replace the run's: paths that have moved")
     arguments = parser.parse_intermixed_args(argv)
     return run_tool(lambda: _replay(arguments))
@@ -70,7 +71,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     is_bad = len(lines) > 1
     for index, batch in enumerate(dump.batches):
         _train_mode(objective, config)
-        found = trace(objective, _on(batch, device), uses_bf16=arguments.precision == "bf16")
+        found = trace(objective, _on(batch, device), precision=arguments.precision)
         lines += ["", f"micro-batch {index}: {len(batch)} images of rank {dump.rank}", *_found_lines(found)]
         lines += _image_lines(objective, _on(batch, device), dataset)
         is_bad = is_bad or found.is_bad

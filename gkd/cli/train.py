@@ -39,6 +39,7 @@ from gkd.train.class_weights import read_whole
 from gkd.train.disk_space import checkpoint_bytes, folder_bytes, require_space, require_writing
 from gkd.train.ema import Ema
 from gkd.train.metrics import RunLog
+from gkd.train.precision import LossScale
 from gkd.train.rank_watch import RankWatch
 from gkd.train.run_folder import choose_checkpoint, locked, record_start, require_same_run
 from gkd.train.saving import BackgroundSaver
@@ -138,8 +139,8 @@ class Run:
         )
         if config.train.sync_batch_norm:
             self.objective = synchronise_batch_norm(self.objective, self.device)
-        # The loader's images are (N, H, W, 3) in memory, and convolutions are faster on that order.
-        self.objective.backbone.to(memory_format=torch.channels_last)
+        build.prepare_backbone(config, self.objective)
+        self.loss_scale = LossScale() if config.train.precision == "fp16" else None
         self.teacher = teacher
         self.optimizer = build.build_optimizer(config, self.objective)
         self.ema: Ema | None = None
@@ -210,6 +211,7 @@ class Run:
                 guard=build.build_guard(self.config),
                 watch=watch,
                 ema=self.ema,
+                loss_scale=self.loss_scale,
             )
             with _explained(watch):
                 done = trainer.fit(loader, start_step)
@@ -258,6 +260,8 @@ class Run:
         restore_random_state(saved["random_state"], self.config.run.seed, step)
         if saved["config"].get("evaluation") == self.values["config"]["evaluation"]:
             self.scored_sets = self._known_sets(saved.get("scored_sets"))
+        if self.loss_scale is not None and "loss_scale" in saved:
+            self.loss_scale.restore(saved["loss_scale"])
         logger.info("resuming from %s", path)
         self.resumed_from = path
         return step
@@ -280,6 +284,8 @@ class Run:
     def _save(self, step: int, score: float | None) -> None:
         own = own_statistics(*self._statistics())
         values = {**self.values, "step": step, "random_state": random_state(), "batch_norm": own}
+        if self.loss_scale is not None:
+            values["loss_scale"] = self.loss_scale.state()
         if self.scored_sets is not None:
             values["scored_sets"] = self.scored_sets
 

@@ -5,9 +5,8 @@ N images of a batch, D embedding dimension, C classes.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd.core.class_shard import ClassShard
+from gkd.core.compiling import CompiledFunction
 from gkd.core.errors import ConfigError
 from gkd.core.types import Batch, Views
 from gkd.heads import SoftmaxHead
@@ -23,8 +23,6 @@ from gkd.heads.softmax import unit_vectors
 from gkd.inference.embedding_store import EmbeddingStore
 from gkd.inference.side_stream import Later, SideStream
 from gkd.models import InputSpec
-
-logger = logging.getLogger(__name__)
 
 # Images at once on a CPU: few at a time are up to three times as fast, since their maps stay in memory that is there.
 _MOST_ON_CPU = 16
@@ -92,7 +90,7 @@ class Teacher(nn.Module):
         self.batch_size = batch_size
         self.compile_backbone = compile
         self.shows_logits = True
-        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._compiled: CompiledFunction | None = None
         self._ahead: list[_Ahead] = []
         self._side_stream: SideStream | None = None
         self._seconds = 0.0
@@ -179,19 +177,10 @@ class Teacher(nn.Module):
         if not self.compile_backbone:
             return self._run_as_it_is(inputs)
         if self._compiled is None:
-            # One graph a size, for there are at most two.
-            self._compiled = torch.compile(self._run_as_it_is, dynamic=False, backend=self._compiler)
-        try:
-            return self._compiled(inputs)
-        except Exception as error:  # compilers share no base of what they raise; the backbone's own comes again below
-            self.compile_backbone, self._compiled = False, None
-            logger.warning(
-                "the teacher's backbone cannot be compiled (%s: %s); it runs as it is, which is slower. Set "
-                "teacher.compile=false to be rid of this line",
-                type(error).__name__,
-                " ".join(str(error).split("\n")[:2]),  # the first line may only say that the second comes
+            self._compiled = CompiledFunction(
+                self._run_as_it_is, "the teacher's backbone", "teacher.compile", self._compiler
             )
-        return self._run_as_it_is(inputs)
+        return self._compiled(inputs)
 
     def _run_as_it_is(self, inputs: Tensor) -> Tensor:
         embeddings: Tensor = self.backbone(inputs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd.core.types import Batch, Losses
+from gkd.train.precision import Precision, autocast
 
 
 @dataclass
@@ -29,16 +30,16 @@ class FirstBad:
     is_bad: bool = False
 
 
-def trace(objective: nn.Module, batch: Batch, *, uses_bf16: bool = False) -> FirstBad:
+def trace(objective: nn.Module, batch: Batch, *, precision: Precision = "fp32") -> FirstBad:
     """Run `batch` forward and backward through `objective` and watch every module and gradient.
 
     Args:
-        uses_bf16: run under bf16 autocast, as training in bf16 does; fp32 otherwise.
+        precision: of the forward pass, as in training.
     """
     found = FirstBad()
     objective.zero_grad(set_to_none=True)
     with _watched(objective, found):
-        with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=uses_bf16):
+        with autocast(batch.images.device, precision):
             losses: Losses = objective(batch)
         if losses.total.requires_grad:
             torch.autograd.backward(losses.total)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gkd.core.class_shard import ClassShard
+from gkd.core.compiling import CompiledFunction
 from gkd.core.errors import ConfigError
 from gkd.core.types import Batch, Losses, Views
 from gkd.distill import DistillLoss
@@ -27,6 +29,10 @@ class ClassificationObjective(nn.Module):
     """
 
     head: Head
+    compiled: CompiledFunction | None
+
+    # What compiles the backbone.
+    _compiler: str | Callable[..., Any] = "inductor"
 
     def __init__(self, backbone: nn.Module, head: Head, margin: Margin, input_spec: InputSpec) -> None:
         super().__init__()
@@ -35,6 +41,8 @@ class ClassificationObjective(nn.Module):
         self.margin = margin
         self.input_spec = input_spec
         self.step = 0  # the global step, set by the trainer: the only clock
+        self.memory_format = torch.channels_last  # of the images that the backbone gets
+        self.__dict__["compiled"] = None
         # Parameters that hold only this rank's classes, by name; DDP, clipping and checkpoints treat them apart.
         self.class_shards: dict[str, ClassShard] = {}
         if isinstance(head, ShardedHead):
@@ -54,8 +62,15 @@ class ClassificationObjective(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """The student's embeddings (N, D)."""
-        embeddings: Tensor = self.backbone(self.input_spec.convert(batch.images))
+        inputs = self.input_spec.convert(batch.images).contiguous(memory_format=self.memory_format)
+        if self.compiled is not None:
+            return self.compiled(inputs)
+        embeddings: Tensor = self.backbone(inputs)
         return embeddings
+
+    def compile_backbone(self) -> None:
+        """Run the backbone through `torch.compile` in training; where that fails, a warning says so."""
+        self.__dict__["compiled"] = CompiledFunction(self.backbone, "the backbone", "train.compile", self._compiler)
 
     def classify(self, batch: Batch) -> tuple[Views, Tensor, Losses]:
         """The student's embeddings (N, D) and cosines (N, C), its margin logits (N, C) and its cross entropy."""

@@ -117,7 +117,9 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None, sharded: Collection[Tensor] = ()) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[Tensor], max_norm: float | None, sharded: Collection[Tensor] = (), loss_scale: float = 1.0
+) -> Tensor:
     """The global L2 norm of the gradients, as a scalar on their device; scales them down to `max_norm` where given.
 
     norm² = Σ replicated² + Σ_ranks Σ sharded². It is the same on every rank. Nothing waits for the device, except where
@@ -128,6 +130,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None, sharded
         max_norm: None scales nothing.
         sharded: those whose gradients are this rank's classes alone, whether `parameters` holds them or not. Where
             there are any, this is collective: every rank must have the same ones.
+        loss_scale: what the gradients are too large by; they are divided by it, and the norm is that of the result.
     """
     trained = {id(each): each for each in (*parameters, *sharded) if each.grad is not None}
     gradients = {key: _values_of_gradient(each) for key, each in trained.items()}
@@ -135,9 +138,12 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None, sharded
         norm = _norm_over_ranks(gradients, sharded)
     else:
         norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+    norm = norm / loss_scale if loss_scale != 1.0 else norm
     if max_norm is not None and gradients:
-        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0) / loss_scale
         torch._foreach_mul_(list(gradients.values()), factor)
+    elif loss_scale != 1.0 and gradients:
+        torch._foreach_mul_(list(gradients.values()), 1.0 / loss_scale)
     return norm
 
 

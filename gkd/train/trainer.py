@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from gkd.train.ema import Ema
 from gkd.train.metrics import MetricSums, RunLog
 from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.optim import clip_gradients, set_lr
+from gkd.train.precision import LossScale, Precision, autocast
 from gkd.train.rank_watch import RankWatch
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class LoopSettings:
     steps_per_epoch: int
     batch_size: int
     micro_batches: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     clip_norm: float | None = None
     freeze_batch_norm: bool = False
     log_every: int = 10
@@ -70,7 +71,7 @@ class Trainer:
     `evaluate()` gives figures to log and a score to keep checkpoints by; it is called with the means of the ranks'
     batch-norm statistics and, with `ema`, the averaged weights in place. `save(step, score)` keeps the state. Both are
     collective. The learning rate is `schedule(step)`. `guard` decides what becomes of a step whose loss or gradient is
-    not finite, and `watch` is told where this rank is.
+    not finite, and `watch` is told where this rank is. `loss_scale` goes with the precision fp16.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Trainer:
         guard: NonFiniteGuard,
         watch: RankWatch,
         ema: Ema | None = None,
+        loss_scale: LossScale | None = None,
     ) -> None:
         self.objective = objective
         self.optimizer = optimizer
@@ -103,6 +105,7 @@ class Trainer:
         self.guard = guard
         self.watch = watch
         self.ema = ema
+        self.loss_scale = loss_scale
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.sharded = sharded_parameters(objective)
         self.model = _wrap(objective, device)
@@ -150,12 +153,16 @@ class Trainer:
         for index, batch in enumerate(batches):
             with self._no_sync_before(index):
                 seen.append(self._forward_backward(batch))
-        norm = clip_gradients(self.parameters, self.settings.clip_norm, self.sharded)
-        if self.guard.check(step, norm, seen, batches):
+        scale = None if self.loss_scale is None else self.loss_scale.scale
+        norm = clip_gradients(self.parameters, self.settings.clip_norm, self.sharded, scale or 1.0)
+        num_overflows = self.guard.num_overflows
+        if self.guard.check(step, norm, seen, batches, scale):
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update(step)
             self._count(norm, seen, batches)
+        if self.loss_scale is not None:
+            self.loss_scale.update(self.guard.num_overflows > num_overflows)
         self.clock.num_images += self.settings.batch_size
         self.clock.num_steps += 1
 
@@ -193,10 +200,11 @@ class Trainer:
         DDP averages over ranks, so the local mean of n images counts n * world_size / batch_size.
         """
         settings = self.settings
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+        with autocast(self.device, settings.precision):
             losses: Losses = self.model(batch)
         share = len(batch) * distributed.world_size() / settings.batch_size
-        torch.autograd.backward(losses.total * share)
+        scale = 1.0 if self.loss_scale is None else self.loss_scale.scale
+        torch.autograd.backward(losses.total * (share * scale))
         return losses
 
     def _no_sync_before(self, index: int) -> AbstractContextManager[None]:
@@ -219,6 +227,11 @@ class Trainer:
             "fault/num_skipped": float(self.guard.num_skipped),
         }
         values |= self._teacher_share(elapsed)
+        if self.loss_scale is not None:
+            values |= {
+                "optim/loss_scale": self.loss_scale.scale,
+                "fault/num_overflows": float(self.guard.num_overflows),
+            }
         self._warn_of_empty_secondary(values)
         self.run_log.write(done, values)
         logger.info("%s", progress_line(done, settings, values))

@@ -366,7 +366,7 @@ def test_a_teacher_that_cannot_be_compiled_says_so_once_and_runs(
             data = batch(number, 3 + number)
             one.look_ahead([data])
             torch.testing.assert_close(one(data).embeddings.double(), slow_views(data.images)[0], rtol=0, atol=1e-5)
-    told = [record.getMessage() for record in caplog.records if record.name == "gkd.inference.teacher"]
+    told = [record.getMessage() for record in caplog.records if record.name == "gkd.core.compiling"]
     assert len(told) == 1
     assert "the teacher's backbone cannot be compiled (" in told[0]
     assert "no compiler for this machine" in told[0]

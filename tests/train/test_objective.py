@@ -90,6 +90,53 @@ def test_classification_is_the_cross_entropy_of_margin_logits_written_out():
     assert losses.parts["classification"] is losses.total
 
 
+def gradients_of(module, data):
+    losses = module(data)
+    losses.total.backward()
+    return losses.total.detach(), [parameter.grad for parameter in module.parameters()]
+
+
+def test_a_compiled_backbone_gives_the_same_losses_and_gradients(monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(ClassificationObjective, "_compiler", "aot_eager")
+    plain, compiled = objective(), objective()
+    names = list(compiled.state_dict())
+    compiled.compile_backbone()
+    assert list(compiled.state_dict()) == names
+    for number in (6, 5, 6):
+        expected, found = (gradients_of(module, batch(number)) for module in (plain, compiled))
+        torch.testing.assert_close(found, expected)
+    assert compiled.compiled.is_compiled
+    torch.testing.assert_close(compiled.backbone.state_dict(), plain.backbone.state_dict())
+    torch.compiler.reset()
+
+
+def test_a_backbone_that_cannot_be_compiled_trains_all_the_same(monkeypatch, caplog):
+    torch.compiler.reset()
+
+    def compiler(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(ClassificationObjective, "_compiler", staticmethod(compiler))
+    module = objective()
+    module.compile_backbone()
+    expected, found = (gradients_of(one, batch()) for one in (objective(), module))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert "the backbone cannot be compiled (" in caplog.text
+    assert "Set train.compile=false" in caplog.text
+    torch.compiler.reset()
+
+
+def test_images_come_in_the_order_of_memory_that_is_asked_for():
+    module, seen = objective(), []
+    module.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        module.memory_format = memory_format
+        module.embed(batch())
+        assert seen[-1].is_contiguous(memory_format=memory_format)
+    assert torch.equal(*seen)
+
+
 def test_total_is_classification_plus_the_weighted_term():
     module = objective(gkd_term(weight=0.5, warmup_epochs=4), steps_per_epoch=10)
     module.step = 25  # epoch 2 of 4: half of the weight
