@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from gkd.build_teacher import TeacherParts, input_spec_of, require_same_size
 from gkd.core import distributed
-from gkd.core.config import build_part
+from gkd.core.config import build_part, to_plain
 from gkd.core.errors import ConfigError
 from gkd.data import DATASETS, FaceData, PairSet
 from gkd.data.augment import AUGMENTATIONS, Augment
@@ -24,13 +25,18 @@ from gkd.heads import HEADS, MARGINS, Head, Margin, PartialFCHead, ShardedHead
 from gkd.models import Backbone, InputSpec, create_backbone
 from gkd.schema import TrainRun
 from gkd.train.fine_tune import start_from
+from gkd.train.metrics import RunLog
+from gkd.train.mlflow_sink import MlflowSink
 from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
 from gkd.train.optim import GroupRule, build_sgd
 from gkd.train.recompute import recompute_blocks
+from gkd.train.sample_view import SampleView
 from gkd.train.schedule import SCHEDULES, Schedule
 from gkd.train.sharded_objective import ShardedClassification, ShardedDistillation
+from gkd.train.sinks import BackgroundSink, Sink, require_package
 from gkd.train.trainer import LoopSettings
+from gkd.train.wandb_sink import WandbSink
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +258,41 @@ def build_guard(config: TrainRun) -> NonFiniteGuard:
     return NonFiniteGuard(config.run.folder, action=config.train.on_non_finite, max_skipped=config.train.max_skipped)
 
 
+def require_sinks(config: TrainRun) -> None:
+    """Refuse `log.wandb` and `log.mlflow` where their packages are not installed.
+
+    Raises:
+        ConfigError: with the command that installs what is missing.
+    """
+    for package in ("wandb", "mlflow"):
+        if getattr(config.log, package) is not None:
+            require_package(f"log.{package}", package)
+
+
+def build_sinks(config: TrainRun) -> list[Sink]:
+    """Where the figures go beside the run folder, each fed by a thread; none on ranks other than 0."""
+    if distributed.rank() != 0:
+        return []
+    log, folder, plain = config.log, config.run.folder, to_plain(config)
+    sinks: list[Sink] = []
+    if log.wandb is not None:
+        sinks.append(BackgroundSink("Weights & Biases", partial(WandbSink, folder, plain, **to_plain(log.wandb))))
+    if log.mlflow is not None:
+        sinks.append(BackgroundSink("MLflow", partial(MlflowSink, folder, plain, **to_plain(log.mlflow))))
+    return sinks
+
+
+def build_sample_view(config: TrainRun, run_log: RunLog) -> SampleView:
+    """What is shown of single images."""
+    log = config.log
+    return SampleView(
+        run_log,
+        histograms_every=log.histograms_every,
+        images_every=log.images_every if log.images else None,
+        num_images=log.num_images,
+    )
+
+
 def fill_weights(config: TrainRun, objective: Any, dataset: FaceData) -> list[str]:
     """Fill the objective from `start.weights`, where they are set; returns lines for the log.
 
@@ -303,8 +344,10 @@ def prepare_backbone(config: TrainRun, objective: ClassificationObjective) -> No
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
     # The loader's images are (N, H, W, 3) in memory, and convolutions are faster on that order.
-    objective.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
-    objective.backbone.to(memory_format=objective.memory_format)
+    if train.channels_last:
+        objective.backbone.to(memory_format=torch.channels_last)
+    else:
+        objective.memory_format = torch.contiguous_format
     if train.recompute:
         recompute_blocks(objective.backbone)
     if train.compile:

@@ -349,6 +349,45 @@ class TrainSettings(ConfigModel):
             yield "micro_batches", f"{micro_batches} micro-batches cannot share a batch of {batch_size} images"
 
 
+class WandbSettings(ConfigModel):
+    """Figures for Weights & Biases; needs the package wandb."""
+
+    project: Annotated[str, Field(min_length=1)] = Field(default="gkd", description="project there")
+    entity: str | None = Field(default=None, description="user or team; null is the default of the account")
+    name: str | None = Field(default=None, description="name of the run there; null is that of the run folder")
+    mode: Literal["online", "offline"] = Field(
+        default="online", description="offline writes into the run folder, for `wandb sync`"
+    )
+
+
+class MlflowSettings(ConfigModel):
+    """Figures for MLflow; needs the package mlflow."""
+
+    experiment: Annotated[str, Field(min_length=1)] = Field(default="gkd", description="experiment there")
+    name: str | None = Field(default=None, description="name of the run there; null is that of the run folder")
+    tracking_uri: str | None = Field(
+        default=None, description="http://host:port, sqlite:///file.db …; null is MLflow's own choice"
+    )
+
+
+class LogSettings(ConfigModel):
+    """What a run shows of itself beside its figures; none of it changes the result."""
+
+    histograms_every: PositiveInt | None = Field(
+        default=100, description="steps between histograms of the images' target cosine, group size and Primary mass"
+    )
+    images: bool = Field(
+        default=False, description="show training images in TensorBoard, faces too: augmented ones and the hardest"
+    )
+    images_every: PositiveInt = Field(default=1000, description="steps between such pictures")
+    num_images: int = Field(default=16, ge=1, le=256, description="images of a picture")
+    projector: int = Field(
+        default=0, ge=0, le=10_000, description="training images whose embeddings every evaluation shows; 0 is none"
+    )
+    wandb: WandbSettings | None = Field(default=None, description="also send the figures to Weights & Biases")
+    mlflow: MlflowSettings | None = Field(default=None, description="also send the figures to MLflow")
+
+
 class EvaluationSettings(ConfigModel):
     """Verification during and after training."""
 
@@ -387,6 +426,7 @@ class TrainRun(ConfigModel):
     schedule: ScheduleSettings = Field(default=ScheduleSettings(), description="the learning rate over the run")
     train: TrainSettings = Field(description="length of the run and size of a batch")
     evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="verification during the run")
+    log: LogSettings = Field(default=LogSettings(), description="what the run shows of itself")
 
     @classmethod
     def cross_checks(cls, raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,6 @@ from gkd.core.errors import CheckpointError, ConfigError
 from gkd.core.yaml_lines import printable
 from gkd.models import Backbone, InputSpec, LoadReport, OnnxBackbone, count_macs, load_network, num_parameters
 from gkd.models.create import ONNX_PREFIX
-from gkd.models.load_report import OWN_SOURCE
 from gkd.models.onnx_cost import OnnxCost, count_onnx
 
 _LOG = logging.getLogger(__name__)
@@ -173,15 +172,13 @@ def _make(
     _LOG.info("%s: input %s, %dx%d, %s", path, input_spec, *backbone.input_size, reason)
     for note in report.notes:
         _LOG.info("%s: %s", path, note)
-    is_sure = report.is_input_certain and input_spec == report.input_spec
     cost = _cost(backbone)
     return EvalModel(
         name=name,
         path=path,
         backbone=backbone,
         input_spec=input_spec,
-        # What a file of ours says is known from training; against it only a user can decide.
-        is_doubtful=not (is_sure or report.source == OWN_SOURCE),
+        is_doubtful=not (report.is_input_certain and input_spec == report.input_spec),
         source=report.source,
         family=report.family,
         num_parameters=cost.num_parameters,

@@ -69,7 +69,7 @@ def _comparison_row(comparison: Comparison, is_named: bool) -> Row:
         **({"verdict": found.verdict} if is_named else {}),
         "accuracy gap": f"{100 * gap.gap:+.2f}",
         f"{100 * found.confidence:.0f} % interval of the gap": f"{100 * gap.low:+.2f} to {100 * gap.high:+.2f}",
-        "p": f"{found.mcnemar_p:.2g}",
+        "p over pairs": f"{found.mcnemar_p:.2g}",
     }
 
 

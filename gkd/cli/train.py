@@ -34,11 +34,12 @@ from gkd.inference.model_card import CARD_FILE, ModelCard, cached_text, live_tex
 from gkd.models import save_head, save_student
 from gkd.schema import TrainRun
 from gkd.train.batch_norm import averaged, own_statistics, restore_statistics, statistics, synchronise_batch_norm
+from gkd.train.board_projector import Projector
 from gkd.train.checkpoint import Checkpoints
 from gkd.train.class_weights import read_whole
 from gkd.train.disk_space import checkpoint_bytes, folder_bytes, require_space, require_writing
 from gkd.train.ema import Ema
-from gkd.train.metrics import RunLog
+from gkd.train.metrics import BOARD_FOLDER, RunLog
 from gkd.train.precision import LossScale
 from gkd.train.rank_watch import RankWatch
 from gkd.train.run_folder import choose_checkpoint, locked, record_start, require_same_run
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train_or_plan(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, TrainRun, arguments.overrides)
+    build.require_sinks(config)
     if arguments.dry_run:
         text, is_ready = format_plan(config)
         if os.environ.get("RANK", "0") == "0":  # there is no process group yet
@@ -149,6 +151,7 @@ class Run:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", keep_last=config.train.keep_last, keep_every=config.train.keep_every
         )
+        self.projector = Projector(self.folder / BOARD_FOLDER, self.dataset, config.log.projector)
         self.values = {
             "config": to_plain(config),
             "fingerprint": self.dataset.fingerprint,
@@ -195,7 +198,7 @@ class Run:
             RankWatch() as watch,
             BackgroundSaver(self.checkpoints, timeout_minutes=self.config.train.timeout_minutes) as self.saver,
             self._loader(start_step) as loader,
-            RunLog(self.folder, start_step) as run_log,
+            RunLog(self.folder, start_step, build.build_sinks(self.config), self.values["config"]) as run_log,
         ):
             trainer = Trainer(
                 self.objective,
@@ -212,6 +215,7 @@ class Run:
                 watch=watch,
                 ema=self.ema,
                 loss_scale=self.loss_scale,
+                sample_view=build.build_sample_view(self.config, run_log),
             )
             with _explained(watch):
                 done = trainer.fit(loader, start_step)
@@ -362,6 +366,9 @@ class Run:
             for target, rate in result.tar_at_far.items():
                 if rate is not None:
                     values[f"eval/{name}/tar@far={target:g}"] = rate
+        backbone, input_spec = self.objective.backbone, self.objective.input_spec
+        batch_size = self.config.evaluation.batch_size or default_batch_size(self.device)
+        self.projector.show(backbone, input_spec, batch_size, self.device)
         accuracies = [result.accuracy for result in found.results.values()]
         if len(accuracies) < len(self.scored_sets):
             logger.warning("this evaluation has no score: %s took no part", ", ".join(found.left_out))

@@ -40,9 +40,11 @@ class Losses:
     """A total to differentiate and its named parts.
 
     `total` is a scalar. `parts` are scalars, unweighted means over the batch. `stats` are detached scalars to be logged
-    beside them (group sizes, masses); none of the three is read back from the device by whoever makes them.
+    beside them (group sizes, masses). `samples` are detached (N,), the same for single images, where a loss knows them.
+    None of the four is read back from the device by whoever makes them.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
     stats: dict[str, Tensor] = field(default_factory=dict)
+    samples: dict[str, Tensor] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from gkd.core.class_shard import ClassShard
 from gkd.core.classes import compute_dtype
 from gkd.core.errors import ConfigError
 from gkd.core.types import Losses
-from gkd.distill.grouped_terms import PARTS, binary_divergence, gradient_coefficients, primary_log_odds
+from gkd.distill.grouped_terms import PARTS, binary_divergence, gradient_coefficients, mean_stats, samples_of
 from gkd.distill.grouping import CumulativeMass, Grouping, TopK
 
 if TYPE_CHECKING:
@@ -104,16 +104,9 @@ def target_gradient(groups: ShardedGroups, grad_terms: Tensor, targets: Targets,
     return found
 
 
-def stats_of(groups: ShardedGroups, num_in_play: int, own: slice) -> dict[str, Tensor]:
-    """What `GroupedKD` logs, as means over the images `own`."""
-    student_mass, teacher_mass = primary_log_odds(groups.group_lse[:, own]).sigmoid().mean(dim=1)
-    size = groups.group_size[own].double().mean()
-    return {
-        "group_size": size,
-        "secondary_size": num_in_play - size,
-        "student_primary_mass": student_mass,
-        "teacher_primary_mass": teacher_mass,
-    }
+def samples_of_own(groups: ShardedGroups, own: slice) -> dict[str, Tensor]:
+    """What `GroupedKD` shows of each of the images `own`."""
+    return samples_of(groups.group_size[own], groups.group_lse[:, own])
 
 
 def sharded_losses(
@@ -133,7 +126,8 @@ def sharded_losses(
     if compute_dtype(student_logits, teacher_logits) != torch.float32:
         raise ConfigError("logits over a class shard must be fp32, bf16 or fp16, got float64; convert them")
     *terms, groups = _GivenLogits.apply(student_logits, teacher_logits.detach(), labels, loss, shard)
-    return loss.weighted(dict(zip(PARTS, terms, strict=True)), stats_of(groups, shard.num_classes, slice(None)))
+    samples = samples_of_own(groups, slice(None))
+    return loss.weighted(dict(zip(PARTS, terms, strict=True)), mean_stats(samples, shard.num_classes), samples)
 
 
 class _GivenLogits(torch.autograd.Function):

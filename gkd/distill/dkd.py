@@ -67,8 +67,10 @@ class DecoupledKD(DistillLoss):
         """
         losses: Losses = self._grouped(student_logits, teacher_logits, labels)
         parts = {ours: losses.parts[name] for name, ours in _PARTS.items() if name in losses.parts}
-        stats = {f"{side}_target_mass": losses.stats[f"{side}_primary_mass"] for side in ("student", "teacher")}
-        return Losses(losses.total, parts, stats)
+        names = {f"{side}_target_mass": f"{side}_primary_mass" for side in ("student", "teacher")}
+        stats = {ours: losses.stats[name] for ours, name in names.items()}
+        samples = {ours: losses.samples[name] for ours, name in names.items()}
+        return Losses(losses.total, parts, stats, samples)
 
     def extra_repr(self) -> str:
         weights = ", ".join(f"{name}_weight={weight}" for name, weight in self.weights.items())

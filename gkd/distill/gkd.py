@@ -16,7 +16,7 @@ from gkd.core.errors import ConfigError
 from gkd.core.types import Losses
 from gkd.distill.class_sharded import sharded_losses
 from gkd.distill.grouped_rows import RankedTerms
-from gkd.distill.grouped_terms import PARTS, GroupedTerms, primary_log_odds
+from gkd.distill.grouped_terms import PARTS, GroupedTerms, mean_stats, samples_of
 from gkd.distill.grouping import CumulativeMass, Grouping, RankedGrouping
 from gkd.distill.loss import DistillLoss, check_logits
 
@@ -110,14 +110,15 @@ class GroupedKD(DistillLoss):
             student_logits, teacher_logits, is_primary, self.temperature, with_secondary
         )
         parts = dict(zip(PARTS, terms, strict=True))
-        return self.weighted(parts, _stats(is_primary.sum(dim=1), is_primary.shape[1], group_lse))
+        samples = samples_of(is_primary.sum(dim=1), group_lse)
+        return self.weighted(parts, mean_stats(samples, is_primary.shape[1]), samples)
 
-    def weighted(self, parts: dict[str, Tensor], stats: dict[str, Tensor]) -> Losses:
+    def weighted(self, parts: dict[str, Tensor], stats: dict[str, Tensor], samples: dict[str, Tensor]) -> Losses:
         """The total of the unweighted `parts`; secondary is left out where its weight is 0."""
         if self.weights["secondary"] == 0:
             parts = {name: part for name, part in parts.items() if name != "secondary"}
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
-        return Losses(total, parts, stats)
+        return Losses(total, parts, stats, samples)
 
     def _by_rank(
         self, grouping: RankedGrouping, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
@@ -135,19 +136,11 @@ class GroupedKD(DistillLoss):
             self.temperature,
             weights,
         )
-        return Losses(total, {"binary": binary, "primary": primary}, _stats(k, student_logits.shape[1], group_lse))
+        samples = samples_of(k, group_lse)
+        return Losses(
+            total, {"binary": binary, "primary": primary}, mean_stats(samples, student_logits.shape[1]), samples
+        )
 
     def extra_repr(self) -> str:
         weights = ", ".join(f"{name}_weight={weight}" for name, weight in self.weights.items())
         return f"temperature={self.temperature}, {weights}, grouping={self.grouping}"
-
-
-def _stats(group_sizes: Tensor, num_classes: int, group_lse: Tensor) -> dict[str, Tensor]:
-    student_mass, teacher_mass = primary_log_odds(group_lse).sigmoid().mean(dim=1)
-    group_size = group_sizes.double().mean()
-    return {
-        "group_size": group_size,
-        "secondary_size": num_classes - group_size,
-        "student_primary_mass": student_mass,
-        "teacher_primary_mass": teacher_mass,
-    }

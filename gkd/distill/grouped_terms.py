@@ -113,6 +113,27 @@ def primary_log_odds(group_lse: Tensor) -> Tensor:
     return group_lse[0::2] - group_lse[1::2]
 
 
+def samples_of(group_sizes: Tensor, group_lse: Tensor) -> dict[str, Tensor]:
+    """Each image's size of Primary and its mass in both networks, from K (N,) or (1,) and log-sum-exps (4, N)."""
+    student_mass, teacher_mass = primary_log_odds(group_lse).sigmoid()
+    return {
+        "group_size": group_sizes.expand_as(student_mass),
+        "student_primary_mass": student_mass,
+        "teacher_primary_mass": teacher_mass,
+    }
+
+
+def mean_stats(samples: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """The means over the images of what `samples_of` gives, and that of the size of Secondary."""
+    group_size = samples["group_size"].double().mean()
+    return {
+        "group_size": group_size,
+        "secondary_size": num_classes - group_size,
+        "student_primary_mass": samples["student_primary_mass"].mean(),
+        "teacher_primary_mass": samples["teacher_primary_mass"].mean(),
+    }
+
+
 def binary_divergence(group_lse: Tensor) -> Tensor:
     student_odds, teacher_odds = primary_log_odds(group_lse)
     on_primary = F.logsigmoid(teacher_odds) - F.logsigmoid(student_odds)

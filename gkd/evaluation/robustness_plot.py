@@ -74,7 +74,10 @@ def _draw_panel(axes: Any, name: str, unit: str, results: Mapping[str, Mapping[s
         measured = [point for point in curves.get(model, ()) if point[figure] is not None]
         places = [levels.index(point["level"]) for point in measured]
         heights = [100 * point[figure] for point in measured]
-        bars = [100 * point["accuracy_std"] for point in measured] if figure == "accuracy" else None
+        bars = None
+        if figure == "accuracy":  # no further than to 100 %
+            below = [100 * point["accuracy_std"] for point in measured]
+            bars = [below, [min(bar, 100 - top) for bar, top in zip(below, heights, strict=True)]]
         look = {"marker": "o", "markersize": 3.0, "linewidth": 1.4, "elinewidth": 0.7, "capsize": 1.5}
         axes.errorbar(places, heights, yerr=bars, label=model, **look, **_style(index))
     axes.set_title(name.replace("_", " "), fontsize=9)

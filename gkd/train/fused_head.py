@@ -28,10 +28,10 @@ from gkd.distill.class_sharded import (
     gradient_of,
     group_classes,
     row_terms,
-    stats_of,
+    samples_of_own,
     target_gradient,
 )
-from gkd.distill.grouped_terms import PARTS
+from gkd.distill.grouped_terms import PARTS, mean_stats
 from gkd.heads import Margin, ShardedHead
 from gkd.heads.sharded import ChunkedCosines, ClassesInPlay
 from gkd.heads.softmax import unit_vectors
@@ -79,13 +79,13 @@ def fused_losses(
         pass_ = _Pass(head, margin, labels, step, teacher)
         rows = _FusedRows.apply(unit, head.weight, pass_)
     terms = rows.mean(dim=1)
-    classification = Losses(terms[0], {"classification": terms[0]}, pass_.stats())
+    classification = Losses(terms[0], {"classification": terms[0]}, pass_.stats(), pass_.samples())
     if teacher is None:
         return classification, None
     parts = dict(zip(PARTS, terms[1:].unbind(), strict=True))
     assert pass_.groups is not None
-    stats = stats_of(pass_.groups, pass_.in_play.num_in_play, pass_.shares.own)
-    return classification, teacher.loss.weighted(parts, stats)
+    samples = samples_of_own(pass_.groups, pass_.shares.own)
+    return classification, teacher.loss.weighted(parts, mean_stats(samples, pass_.in_play.num_in_play), samples)
 
 
 class _Pass:
@@ -157,6 +157,10 @@ class _Pass:
         own = self.shares.own
         is_best = self.cosine * self.margin.scale >= self.scores.best_others()
         return {"accuracy": is_best[own].float().mean(), "target_cosine": self.cosine[own].mean()}
+
+    def samples(self) -> dict[str, Tensor]:
+        """The cosine of each of this rank's images with its own class."""
+        return {"target_cosine": self.cosine[self.shares.own]}
 
     def _teacher_cosines(self) -> ChunkedCosines | None:
         teacher = self.teacher

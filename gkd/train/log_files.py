@@ -6,15 +6,17 @@ cannot be written waits in memory and is tried again with the next one, and what
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -141,12 +143,37 @@ class EventFile:
             start = Event(wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START))
             self.file.append(_record(start))
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float], wall_time: float) -> None:
         """Add one point to the curve of every value."""
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self.file.append(_record(Event(wall_time=time.time(), step=step, summary=Summary(value=points))))
+        self.file.append(_record(Event(wall_time=wall_time, step=step, summary=Summary(value=points))))
 
-    def close(self) -> None:
+    def add(self, step: int, summaries: Iterable[Summary.Value]) -> None:
+        """Add summaries of any kind, each as a record of its own: pictures are large."""
+        for summary in summaries:
+            self.file.append(_record(Event(wall_time=time.time(), step=step, summary=Summary(value=[summary]))))
+
+    def close(self, is_failed: bool = False) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class LinesFile:
+    """A file of JSON lines, one a record: its step, its time and its values.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = AppendFile(path)
+
+    def scalars(self, step: int, values: Mapping[str, float], wall_time: float) -> None:
+        """Add one line."""
+        line: dict[str, Any] = {"step": step, "time": wall_time, **values}
+        self.file.append((json.dumps(line) + "\n").encode())
+
+    def close(self, is_failed: bool = False) -> None:
         """Close the file."""
         self.file.close()
 

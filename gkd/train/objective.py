@@ -41,7 +41,7 @@ class ClassificationObjective(nn.Module):
         self.margin = margin
         self.input_spec = input_spec
         self.step = 0  # the global step, set by the trainer: the only clock
-        self.memory_format = torch.channels_last  # of the images that the backbone gets
+        self.memory_format = torch.preserve_format  # of the images that the backbone gets; else as they come
         self.__dict__["compiled"] = None
         # Parameters that hold only this rank's classes, by name; DDP, clipping and checkpoints treat them apart.
         self.class_shards: dict[str, ClassShard] = {}
@@ -62,7 +62,7 @@ class ClassificationObjective(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """The student's embeddings (N, D)."""
-        inputs = self.input_spec.convert(batch.images).contiguous(memory_format=self.memory_format)
+        inputs = self.input_spec.convert(batch.images).to(memory_format=self.memory_format)
         if self.compiled is not None:
             return self.compiled(inputs)
         embeddings: Tensor = self.backbone(inputs)
@@ -81,9 +81,10 @@ class ClassificationObjective(nn.Module):
         loss = F.cross_entropy(logits, batch.labels)
         with torch.no_grad():
             accuracy = (cosine.argmax(1) == batch.labels).float().mean()
-            target_cosine = cosine.gather(1, batch.labels[:, None]).mean()
-        stats = {"accuracy": accuracy, "target_cosine": target_cosine}
-        return Views(embeddings, cosine), logits, Losses(loss, {"classification": loss}, stats)
+            target_cosine = cosine.gather(1, batch.labels[:, None]).squeeze(1)
+        stats = {"accuracy": accuracy, "target_cosine": target_cosine.mean()}
+        samples = {"target_cosine": target_cosine}
+        return Views(embeddings, cosine), logits, Losses(loss, {"classification": loss}, stats, samples)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class DistillationObjective(ClassificationObjective):
 
     def add_terms(self, losses: Losses, losses_of: Callable[[DistillTerm], Losses]) -> Losses:
         """The cross entropy `losses` with every term's weighted losses, as `losses_of` gives them."""
-        total, parts, stats = losses.total, dict(losses.parts), dict(losses.stats)
+        total, parts, stats, samples = losses.total, dict(losses.parts), dict(losses.stats), dict(losses.samples)
         for term in self.terms:
             weight = term.weight_at(self.step // self.steps_per_epoch)
             term_losses = losses_of(term)
@@ -176,7 +177,8 @@ class DistillationObjective(ClassificationObjective):
             parts[f"{term.name}/weighted"] = weight * term_losses.total
             stats |= {f"{term.name}/{name}": value for name, value in term_losses.stats.items()}
             stats[f"{term.name}/weight"] = total.new_tensor(weight)
-        return Losses(total, parts, stats)
+            samples |= {f"{term.name}/{name}": values for name, values in term_losses.samples.items()}
+        return Losses(total, parts, stats, samples)
 
     def _term_tensors(
         self, term: DistillTerm, student: Views, margin_logits: Tensor, teacher: Views, labels: Tensor

@@ -1,7 +1,9 @@
 """A run's folder: one run at a time in it, and everything needed to tell, repeat or continue that run.
 
 <folder>/config.yaml       the resolved config; alone it reruns the run
-<folder>/run.json          command line, git commit, versions, one entry a start
+<folder>/run.json          command line, state of the source tree, versions, one entry a start
+<folder>/git.diff          what the source tree had changed since its commit, where it had; git_2.diff … of later starts
+<folder>/environment.json  packages, system, CPU, GPUs and the variables that matter, of the newest start
 <folder>/metrics.jsonl     every logged figure
 <folder>/tensorboard/      the same for TensorBoard
 <folder>/checkpoints/      one folder a step
@@ -13,8 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +27,13 @@ from gkd.core import distributed
 from gkd.core.errors import CheckpointError, ConfigError
 from gkd.core.files import atomic_write, locked_folder, read_bounded
 from gkd.train.checkpoint import Checkpoints
+from gkd.train.git_state import git_state
+from gkd.train.machine import machine
 
 logger = logging.getLogger(__name__)
 
 _MAX_RUN_BYTES = 64 << 20
+_DIFF_NAME = re.compile(r"git(_\d+)?\.diff")
 
 # Settings that may differ when a run goes on: they change where, how often or how fast, not what is computed.
 FREE_TO_CHANGE = (
@@ -48,6 +52,7 @@ FREE_TO_CHANGE = (
     "start.weights",
     "train.resume",
     "train.timeout_minutes",
+    "log",
     "evaluation",
     "teacher.run",
     "teacher.weights",
@@ -149,26 +154,29 @@ def require_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any
 
 
 def record_start(folder: Path, config_yaml: str, command: Sequence[str], environment: Mapping[str, Any]) -> None:
-    """Write `config.yaml` and add this start to `run.json`; rank 0 only.
+    """Write `config.yaml` and `environment.json` and add this start to `run.json`; rank 0 only.
 
     Raises:
         ConfigError: the folder cannot be written, or its `run.json` is not one of ours.
     """
     if distributed.rank() != 0:
         return
+    git = git_state()
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": list(command),
-        "git_commit": git_commit(),
+        "git_commit": git.commit,
+        "git_branch": git.branch,
+        "num_untracked": git.num_untracked,
         "python": sys.version.split()[0],
         **environment,
     }
     try:
-        starts = [*_earlier_starts(folder / "run.json"), start]
-        with atomic_write(folder / "config.yaml") as temporary:
-            temporary.write_text(config_yaml, encoding="utf-8")
-        with atomic_write(folder / "run.json") as temporary:
-            temporary.write_text(json.dumps(starts, indent=2) + "\n", encoding="utf-8")
+        earlier = _earlier_starts(folder / "run.json")
+        start["git_diff"] = _keep_diff(folder, git.diff, earlier)
+        _write(folder / "config.yaml", config_yaml)
+        _write(folder / "environment.json", json.dumps(machine(), indent=2) + "\n")
+        _write(folder / "run.json", json.dumps([*earlier, start], indent=2) + "\n")
     except OSError as error:
         raise ConfigError(
             f"run.folder: cannot write in {folder}: {error.strerror or error}; free some space, make the folder "
@@ -189,22 +197,24 @@ def _earlier_starts(path: Path) -> list[Any]:
     return starts
 
 
-def git_commit() -> str | None:
-    """The commit of this source tree, with `-dirty` where tracked files differ from it; None outside git."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except (OSError, subprocess.SubprocessError):
+def _keep_diff(folder: Path, diff: bytes, earlier: Sequence[Any]) -> str | None:
+    """Keep `diff` in a file of its own, unless it is that of the last start; returns the file's name."""
+    if not diff:
         return None
-    return described.stdout.strip()
+    last = earlier[-1].get("git_diff") if earlier and isinstance(earlier[-1], dict) else None
+    if isinstance(last, str) and _DIFF_NAME.fullmatch(last) and (folder / last).is_file():
+        is_same = read_bounded(folder / last, _MAX_RUN_BYTES) == diff
+        if is_same:
+            return last
+    name = f"git_{len(earlier) + 1}.diff" if earlier else "git.diff"
+    with atomic_write(folder / name) as temporary:
+        temporary.write_bytes(diff)
+    return name
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _differences(before: Any, after: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

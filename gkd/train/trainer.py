@@ -22,11 +22,15 @@ from gkd.data.loader import RawBatch
 from gkd.train.batch_norm import averaged, freeze_batch_norm, keep_frozen, statistics
 from gkd.train.class_weights import class_shards, sharded_parameters
 from gkd.train.ema import Ema
+from gkd.train.memory_use import memory_gib
 from gkd.train.metrics import MetricSums, RunLog
 from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.optim import clip_gradients, set_lr
 from gkd.train.precision import LossScale, Precision, autocast
+from gkd.train.progress_line import progress_line
 from gkd.train.rank_watch import RankWatch
+from gkd.train.sample_view import SampleView
+from gkd.train.step_timer import StepTimer
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +95,7 @@ class Trainer:
         watch: RankWatch,
         ema: Ema | None = None,
         loss_scale: LossScale | None = None,
+        sample_view: SampleView | None = None,
     ) -> None:
         self.objective = objective
         self.optimizer = optimizer
@@ -109,6 +114,8 @@ class Trainer:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.sharded = sharded_parameters(objective)
         self.model = _wrap(objective, device)
+        self.sample_view = sample_view
+        self.student_timer = StepTimer(device)
         self.sums = MetricSums()
         self.clock = _Clock()
         self.num_replaced = 0
@@ -151,7 +158,7 @@ class Trainer:
         self._look_ahead(batches)
         seen: list[Losses] = []
         for index, batch in enumerate(batches):
-            with self._no_sync_before(index):
+            with self._no_sync_before(index), self.student_timer.timed():
                 seen.append(self._forward_backward(batch))
         scale = None if self.loss_scale is None else self.loss_scale.scale
         norm = clip_gradients(self.parameters, self.settings.clip_norm, self.sharded, scale or 1.0)
@@ -161,6 +168,8 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update(step)
             self._count(norm, seen, batches)
+            if self.sample_view is not None:
+                self.sample_view.show(step + 1, seen, batches)
         if self.loss_scale is not None:
             self.loss_scale.update(self.guard.num_overflows > num_overflows)
         self.clock.num_images += self.settings.batch_size
@@ -226,7 +235,8 @@ class Trainer:
             "data/num_replaced": float(self.num_replaced),
             "fault/num_skipped": float(self.guard.num_skipped),
         }
-        values |= self._teacher_share(elapsed)
+        values |= self._teacher_share(elapsed) | memory_gib(self.device)
+        values["time/student_share"] = self.student_timer.take_seconds() / elapsed
         if self.loss_scale is not None:
             values |= {
                 "optim/loss_scale": self.loss_scale.scale,
@@ -234,7 +244,7 @@ class Trainer:
             }
         self._warn_of_empty_secondary(values)
         self.run_log.write(done, values)
-        logger.info("%s", progress_line(done, settings, values))
+        logger.info("%s", progress_line(done, settings.total_steps, values))
         self.clock = _Clock()
 
     def _warn_of_empty_secondary(self, values: dict[str, float]) -> None:
@@ -307,29 +317,6 @@ def prepare_batch(raw: RawBatch, augment: Augment) -> Batch:
     if images is given and given.device.type == "cpu":
         images = given.clone()  # the loader's own memory, which the next micro-batch may overwrite
     return Batch(images, raw.labels, raw.sample_ids, is_flipped)
-
-
-def progress_line(done: int, settings: LoopSettings, values: dict[str, float]) -> str:
-    """One line: step, epoch, losses, learning rate, speed, share of time spent waiting for data, time left."""
-    remaining = (settings.total_steps - done) * values["time/step_seconds"]
-    parts = [
-        f"{name.removeprefix('loss/')} {value:.3f}"
-        for name, value in sorted(values.items())
-        if name.startswith("loss/") and name != "loss/total" and not name.endswith("/weighted")
-    ]
-    # Where every step since the last line was skipped there is none.
-    loss = f"loss {values['loss/total']:.3f} ({', '.join(parts)})" if "loss/total" in values else "no loss"
-    return (
-        f"step {done}/{settings.total_steps}  epoch {values['epoch']:.2f}  {loss}  lr {values['optim/lr']:.4g}  "
-        f"{values['time/images_per_second']:.0f} img/s  data {100 * values['time/data_share']:.0f} %  "
-        f"left {format_seconds(remaining)}"
-    )
-
-
-def format_seconds(seconds: float) -> str:
-    """Hours, minutes and seconds as 1:02:03."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def _wrap(objective: nn.Module, device: torch.device) -> nn.Module:

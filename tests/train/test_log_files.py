@@ -133,13 +133,13 @@ def points(folder):
 
 def test_tensorboard_reads_the_points_as_soon_as_they_are_added(tmp_path):
     events = EventFile(tmp_path, None)
-    events.add(1, {"loss/total": 2.5, "optim/lr": 0.5})
-    events.add(2, {"loss/total": float("nan")})
+    events.scalars(1, {"loss/total": 2.5, "optim/lr": 0.5}, 1e9)
+    events.scalars(2, {"loss/total": float("nan")}, 1e9)
     assert points(tmp_path)[0] == (1, 2.5)
     assert len(points(tmp_path)) == 2
     events.close()
     later = EventFile(tmp_path, 2)
-    later.add(2, {"loss/total": 1.5})
+    later.scalars(2, {"loss/total": 1.5}, 1e9)
     later.close()
     assert points(tmp_path) == [(1, 2.5), (2, 1.5)]
 

@@ -17,7 +17,7 @@ from gkd.train.metrics import RunLog, read_metrics
 from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.optim import build_sgd
 from gkd.train.rank_watch import RankWatch
-from gkd.train.trainer import LoopSettings, Trainer, format_seconds, prepare_batch
+from gkd.train.trainer import LoopSettings, Trainer, prepare_batch
 
 
 class Toy(nn.Module):
@@ -175,7 +175,3 @@ def test_a_batch_is_changed_as_the_augmentations_say():
     unchanged = prepare_batch(batch, Augment([], 0))
     assert torch.equal(unchanged.images, batch.images.permute(0, 3, 1, 2))
     assert not unchanged.is_flipped.any()
-
-
-def test_seconds_read_as_a_clock():
-    assert format_seconds(3723.4) == "1:02:03"

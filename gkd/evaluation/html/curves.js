@@ -95,9 +95,10 @@ const curves = (() => {
     const left = falseAccepts => axes.x.map(Math.max(1, falseAccepts) / entry.numDifferent).toFixed(1);
     const top = trueAccepts => axes.y.map(heightAt(axes, entry, trueAccepts)).toFixed(1);
     let path = `M${left(1)} ${top(entry.trueAccepts[0])}`;
-    entry.trueAccepts.forEach((trueAccepts, at) => {
-      path += `V${top(trueAccepts)}H${left(entry.falseAccepts[at + 1] ?? entry.numDifferent)}`;
-    });
+    for (let at = 0; at < entry.trueAccepts.length; at++) {
+      if (at > 0 && entry.falseAccepts[at] / entry.numDifferent > axes.x.high) break; // beyond the right edge
+      path += `V${top(entry.trueAccepts[at])}H${left(entry.falseAccepts[at + 1] ?? entry.numDifferent)}`;
+    }
     return path;
   }
 
