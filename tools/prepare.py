@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/, whose profile.py is no stdlib module
 
 from gkd.cli import leave
 from gkd.cli.prepare import main

@@ -162,10 +162,7 @@ class Run:
         """Train to the end; returns 0, or 128 + the signal that stopped the run."""
         start_step = self._resume()
         if self.teacher is not None and start_step < self.settings.total_steps:
-            card = check_and_describe(self.config, self.teacher, self.dataset, self.device)
-            if distributed.rank() == 0:
-                with atomic_write(self.folder / CARD_FILE) as temporary:
-                    temporary.write_text(json.dumps(card.to_json(), indent=2) + "\n", encoding="utf-8")
+            self._check_teacher(self.teacher)
             if self.teacher.teacher.stored is not None:
                 self.teacher.teacher.release_backbone()
             if isinstance(self.objective, ShardedDistillation):
@@ -222,6 +219,12 @@ class Run:
                 self._finish_saving(done)
         logger.info("weights: %s   TensorBoard: tensorboard --logdir %s", self.folder / STUDENT_FILE, self.folder)
         return 0 if done == self.settings.total_steps else 128 + stop.signal_number
+
+    def _check_teacher(self, teacher: TeacherParts) -> None:
+        card = check_and_describe(self.config, teacher, self.dataset, self.device)
+        if distributed.rank() == 0:
+            with atomic_write(self.folder / CARD_FILE) as temporary:
+                temporary.write_text(json.dumps(card.to_json(), indent=2) + "\n", encoding="utf-8")
 
     def _loader(self, start_step: int) -> TrainLoader:
         data = self.config.data

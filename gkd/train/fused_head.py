@@ -20,6 +20,7 @@ from gkd.core.class_chunks import Gradient
 from gkd.core.class_scores import ClassScores
 from gkd.core.classes import check_label_range
 from gkd.core.row_shares import RowShares
+from gkd.core.scopes import scope
 from gkd.core.types import Losses
 from gkd.distill import GroupedKD
 from gkd.distill.class_sharded import (
@@ -126,7 +127,8 @@ class _Pass:
         if teacher_cosines is not None:
             self.targets = self._targets(self.scores.of_targets(teacher_cosines.of_each))
             assert self.teacher is not None
-            self.groups = group_classes(self.teacher.loss, self.scores, self.targets)
+            with scope("distill"):
+                self.groups = group_classes(self.teacher.loss, self.scores, self.targets)
         self.lse = torch.logaddexp(self.scores.log_others(is_student=True), self.logit.double())
         rows = [(self.lse - self.logit.double())[None]]
         if self.groups is not None:

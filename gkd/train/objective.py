@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gkd.core.class_shard import ClassShard
 from gkd.core.compiling import CompiledFunction
 from gkd.core.errors import ConfigError
+from gkd.core.scopes import scope
 from gkd.core.types import Batch, Losses, Views
 from gkd.distill import DistillLoss
 from gkd.heads import Head, Margin, ShardedHead, SoftmaxHead
@@ -50,7 +51,8 @@ class ClassificationObjective(nn.Module):
 
     def forward(self, batch: Batch) -> Losses:
         """Losses of `batch`: `parts["classification"]` and, as statistics, the batch's training accuracy."""
-        _, _, losses = self.classify(batch)
+        with scope("head"):  # and within it the student
+            _, _, losses = self.classify(batch)
         return losses
 
     def look_ahead(self, batches: Sequence[Batch]) -> None:
@@ -62,10 +64,9 @@ class ClassificationObjective(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """The student's embeddings (N, D)."""
-        inputs = self.input_spec.convert(batch.images).to(memory_format=self.memory_format)
-        if self.compiled is not None:
-            return self.compiled(inputs)
-        embeddings: Tensor = self.backbone(inputs)
+        with scope("student"):
+            inputs = self.input_spec.convert(batch.images).to(memory_format=self.memory_format)
+            embeddings: Tensor = self.backbone(inputs) if self.compiled is None else self.compiled(inputs)
         return embeddings
 
     def compile_backbone(self) -> None:
@@ -156,15 +157,18 @@ class DistillationObjective(ClassificationObjective):
         Raises:
             ConfigError: a term needs logits and the teacher shows none.
         """
-        student, margin_logits, losses = self.classify(batch)
-        teacher: Views = self.__dict__["teacher"](batch)  # after the student, beside which it may still compute
+        with scope("head"):  # and within it the student
+            student, margin_logits, losses = self.classify(batch)
+        with scope("teacher head"):
+            teacher: Views = self.__dict__["teacher"](batch)  # after the student, beside which it may still compute
 
         def losses_of(term: DistillTerm) -> Losses:
             tensors = self._term_tensors(term, student, margin_logits, teacher, batch.labels)
             term_losses: Losses = term.loss(*tensors, batch.labels)
             return term_losses
 
-        return self.add_terms(losses, losses_of)
+        with scope("distill"):
+            return self.add_terms(losses, losses_of)
 
     def add_terms(self, losses: Losses, losses_of: Callable[[DistillTerm], Losses]) -> Losses:
         """The cross entropy `losses` with every term's weighted losses, as `losses_of` gives them."""

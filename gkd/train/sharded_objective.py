@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gkd.core.scopes import scope
 from gkd.core.types import Batch, Losses
 from gkd.distill import GroupedKD
 from gkd.heads import ShardedHead
@@ -17,7 +18,9 @@ class ShardedClassification(ClassificationObjective):
 
     def forward(self, batch: Batch) -> Losses:
         """Losses of `batch`, as of the softmax head."""
-        return fused_losses(self.head, self.margin, self.embed(batch), batch.labels, self.step)[0]
+        embeddings = self.embed(batch)
+        with scope("head"):
+            return fused_losses(self.head, self.margin, embeddings, batch.labels, self.step)[0]
 
 
 class ShardedDistillation(DistillationObjective):
@@ -35,10 +38,14 @@ class ShardedDistillation(DistillationObjective):
     def forward(self, batch: Batch) -> Losses:
         """Losses of `batch`, as of the softmax head."""
         embeddings = self.embed(batch)
-        teacher: TeacherViews = self.__dict__["teacher"](batch)  # after the student, beside which it may still compute
+        with scope("teacher head"):
+            teacher: TeacherViews = self.__dict__["teacher"](batch)  # after the student, which it may compute beside
         compared = next((term for term in self.terms if "logits" in term.loss.needs), None)
         classes = None if compared is None else self._teacher_classes(teacher, compared)
-        classification, distilled = fused_losses(self.head, self.margin, embeddings, batch.labels, self.step, classes)
+        with scope("head"):
+            classification, distilled = fused_losses(
+                self.head, self.margin, embeddings, batch.labels, self.step, classes
+            )
 
         def losses_of(term: DistillTerm) -> Losses:
             if term is compared:
@@ -47,7 +54,8 @@ class ShardedDistillation(DistillationObjective):
             losses: Losses = term.loss(embeddings, teacher.embeddings, batch.labels)
             return losses
 
-        return self.add_terms(classification, losses_of)
+        with scope("distill"):
+            return self.add_terms(classification, losses_of)
 
     def _teacher_classes(self, teacher: TeacherViews, term: DistillTerm) -> TeacherClasses:
         assert isinstance(term.loss, GroupedKD)

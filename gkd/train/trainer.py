@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gkd.core import distributed
 from gkd.core.errors import GkdError
+from gkd.core.scopes import scope
 from gkd.core.types import Batch, Losses
 from gkd.data.augment import Augment
 from gkd.data.loader import RawBatch
@@ -155,18 +156,22 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.keep(objective.buffers())
         batches = [self._next_batch(incoming) for _ in range(self.settings.micro_batches)]
-        self._look_ahead(batches)
+        with scope("teacher"):
+            self._look_ahead(batches)
         seen: list[Losses] = []
         for index, batch in enumerate(batches):
             with self._no_sync_before(index), self.student_timer.timed():
                 seen.append(self._forward_backward(batch))
         scale = None if self.loss_scale is None else self.loss_scale.scale
-        norm = clip_gradients(self.parameters, self.settings.clip_norm, self.sharded, scale or 1.0)
         num_overflows = self.guard.num_overflows
-        if self.guard.check(step, norm, seen, batches, scale):
-            self.optimizer.step()
-            if self.ema is not None:
-                self.ema.update(step)
+        with scope("clip"):
+            norm = clip_gradients(self.parameters, self.settings.clip_norm, self.sharded, scale or 1.0)
+            is_applied = self.guard.check(step, norm, seen, batches, scale)
+        if is_applied:
+            with scope("optimizer"):
+                self.optimizer.step()
+                if self.ema is not None:
+                    self.ema.update(step)
             self._count(norm, seen, batches)
             if self.sample_view is not None:
                 self.sample_view.show(step + 1, seen, batches)
@@ -213,7 +218,8 @@ class Trainer:
             losses: Losses = self.model(batch)
         share = len(batch) * distributed.world_size() / settings.batch_size
         scale = 1.0 if self.loss_scale is None else self.loss_scale.scale
-        torch.autograd.backward(losses.total * (share * scale))
+        with scope("backward"):
+            torch.autograd.backward(losses.total * (share * scale))
         return losses
 
     def _no_sync_before(self, index: int) -> AbstractContextManager[None]:
@@ -313,9 +319,11 @@ class Trainer:
 def prepare_batch(raw: RawBatch, augment: Augment) -> Batch:
     """The batch as a network sees it: its (N, H, W, 3) images, on their device, as (N, 3, H, W) and changed."""
     given = raw.images.permute(0, 3, 1, 2)
-    images, is_flipped = augment(given, raw.sample_ids, raw.epoch)
+    with scope("augment"):
+        images, is_flipped = augment(given, raw.sample_ids, raw.epoch)
     if images is given and given.device.type == "cpu":
-        images = given.clone()  # the loader's own memory, which the next micro-batch may overwrite
+        with scope("copy"):
+            images = given.clone()  # the loader's own memory, which the next micro-batch may overwrite
     return Batch(images, raw.labels, raw.sample_ids, is_flipped)
 
 

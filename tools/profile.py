@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Show where the time of a training step goes and what to turn; see `--help`."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/, whose profile.py is no stdlib module
+
+from gkd.cli import leave
+from gkd.cli.profile import main
+
+if __name__ == "__main__":
+    leave(main())
