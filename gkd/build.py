@@ -348,7 +348,7 @@ def prepare_backbone(config: TrainRun, objective: ClassificationObjective) -> No
         objective.backbone.to(memory_format=torch.channels_last)
     else:
         objective.memory_format = torch.contiguous_format
-    if train.recompute:
+    if train.checkpoint_activations:
         recompute_blocks(objective.backbone)
     if train.compile:
         objective.compile_backbone()

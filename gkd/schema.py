@@ -313,7 +313,7 @@ class TrainSettings(ConfigModel):
         default=True, description="keep the channels of an image next to each other in memory; false keeps planes"
     )
     compile: bool = Field(default=False, description="run the student's backbone through torch.compile")
-    recompute: bool = Field(
+    checkpoint_activations: bool = Field(
         default=False,
         description="keep only the input of each block and compute the rest again on the way back: less memory, a "
         "forward pass more",
@@ -343,8 +343,8 @@ class TrainSettings(ConfigModel):
     def cross_checks(cls, raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """A batch must fill its micro-batches, and blocks that are computed again are not compiled."""
         batch_size, micro_batches = raw.get("batch_size"), raw.get("micro_batches", 1)
-        if raw.get("compile") and raw.get("recompute"):
-            yield "recompute", "does not go with `compile`: set one of the two to false"
+        if raw.get("compile") and raw.get("checkpoint_activations"):
+            yield "checkpoint_activations", "does not go with `compile`: set one of the two to false"
         if isinstance(batch_size, int) and isinstance(micro_batches, int) and 1 <= batch_size < micro_batches:
             yield "micro_batches", f"{micro_batches} micro-batches cannot share a batch of {batch_size} images"
 

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--warmup", type=int, default=StepPlan.warmup, help="steps before that (default %(default)s)")
     add("--out", type=Path, metavar="FOLDER", help="where the results go (default: run.folder with -profile behind)")
     arguments = parser.parse_intermixed_args(argv)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own messages, such as that there is no GPU
     return run_tool(lambda: _profile(arguments))
 
 

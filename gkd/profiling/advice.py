@@ -101,8 +101,8 @@ def _student(setup: Setup) -> Iterator[str]:
             yield "train.tf32=true, to stay in fp32"
     if not setup.is_compiled:
         yield "train.compile=true"
-    if setup.channels_last is False:
-        yield "train.channels_last=auto: it is off"
+    if not setup.channels_last:
+        yield "train.channels_last=true: it is off"
     if setup.is_recomputing:
         yield "train.checkpoint_activations=false, where memory allows: now every block is computed twice"
     if setup.device == "cpu" and setup.num_threads < setup.num_cores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -51,13 +52,14 @@ class Measured:
     """What the clock said.
 
     step_seconds: of each step. scope_seconds: of all steps by scope, without what other scopes inside took; under ""
-    what is in none. profiled_seconds: of all steps under the profiler.
+    what is in none. profiled_seconds: of all steps under the profiler. num_page_faults: pages of memory that came anew
+    from the system in the timed steps.
     """
 
     step_seconds: list[float] = field(default_factory=list)
     scope_seconds: dict[str, float] = field(default_factory=dict)
     profiled_seconds: float = 0.0
-    images_per_step: int = 0
+    num_page_faults: int = 0
 
 
 class ScopeClock:
@@ -97,7 +99,7 @@ class StepMeter:
         plan: how many steps.
         micro_batches: of a step.
         device: where the run computes; its clock is read when a CUDA device has done its work.
-        trace: where the profiler's trace goes, gzipped; None where another rank's is enough.
+        trace: where the profiler's trace goes, gzipped.
     """
 
     def __init__(
@@ -170,6 +172,7 @@ class StepMeter:
         self._wait()
         self._clock = ScopeClock()
         self._use(self._clock.timed)
+        self.measured.num_page_faults = -_num_page_faults()
         self._started = time.perf_counter()
 
     def _end_timed_step(self, is_last: bool) -> None:
@@ -179,6 +182,7 @@ class StepMeter:
             self._clock.tick()
             self._open.close()
             self.measured.scope_seconds = dict(self._clock.seconds)
+            self.measured.num_page_faults += _num_page_faults()
         now = time.perf_counter()
         self.measured.step_seconds.append(now - self._started)
         self._started = now
@@ -207,3 +211,8 @@ class StepMeter:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _num_page_faults() -> int:
+    """Of this process since its start, but for those that waited for a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,8 +33,8 @@ class Profile:
     """Where the time of a step goes on one rank, in seconds a step.
 
     seconds: by phase, and sums to `step_seconds`, the mean of the steps without the profiler. median_seconds and
-    slowest_seconds: of those. kernel_seconds: by phase, of the GPU alone. host_seconds: by phase, of the thread that
-    trains, under the profiler where there is a GPU.
+    slowest_seconds: of those. kernel_seconds: by phase, of the GPU alone. new_memory_mib: a step's memory that came
+    anew from the system, page by page.
     """
 
     step_seconds: float
@@ -44,6 +45,7 @@ class Profile:
     kernel_seconds: dict[str, float]
     operators: tuple[Operator, ...]
     num_steps: int
+    new_memory_mib: float
 
     @property
     def own_overhead(self) -> float:
@@ -84,6 +86,7 @@ def make_profile(measured: Measured, attribution: Attribution) -> Profile:
         kernel_seconds={phase: value * per_step for phase, value in attribution.kernels.items()},
         operators=attribution.operators,
         num_steps=attribution.num_steps,
+        new_memory_mib=measured.num_page_faults * resource.getpagesize() / num_steps / 2**20,
     )
 
 

@@ -13,13 +13,18 @@ _NAME_WIDTH = 28
 # Ranks that differ by less are as good as equal.
 _LEAST_SPREAD = 0.05
 _MOST_CHARACTERS = 60
+# Phases that take less are left out of the table: a step without a teacher still asks whether there is one.
+_LEAST_SHOWN = 1e-5
+# MiB a step that may come anew from the system before it is worth a word.
+_MUCH_MEMORY = 64
+_KEEP_MEMORY = "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456"
 
 
 def report(ranks: Sequence[Profile], setup: Setup, advice: Sequence[Advice]) -> str:
     """The tables of rank 0, the ranks beside each other, and the advice."""
     own = ranks[0]
     lines = [*_head(own, setup), "", *_table(own, setup), ""]
-    lines += [*_operators(own), "", *_bound(own, advice)]
+    lines += [*_operators(own), "", *_bound(own, setup, advice)]
     if len(ranks) > 1:
         lines += ["", *_ranks(ranks)]
     return "\n".join(lines) + "\n"
@@ -42,8 +47,8 @@ def _table(own: Profile, setup: Setup) -> Iterator[str]:
     kernels = own.kernel_seconds
     yield f"{'phase':<{_NAME_WIDTH}}{'ms a step':>12}{'share':>9}" + (f"{'kernels, ms':>14}" if kernels else "")
     for phase, name in PHASES.items():
-        if phase in own.seconds or phase in kernels:
-            seconds = own.seconds.get(phase, 0.0)
+        seconds = own.seconds.get(phase, 0.0)
+        if seconds >= _LEAST_SHOWN or phase in kernels:
             line = f"{name:<{_NAME_WIDTH}}{_ms(seconds):>12}{_percent(seconds / own.step_seconds):>9}"
             yield line + (f"{_ms(kernels.get(phase, 0.0)):>14}" if kernels else "")
     total = sum(own.seconds.values())
@@ -62,7 +67,7 @@ def _operators(own: Profile) -> Iterator[str]:
         yield f"  {_ms(per_step):>10} ms {one.num_calls / own.num_steps:>8.1f} calls  {name}"
 
 
-def _bound(own: Profile, advice: Sequence[Advice]) -> Iterator[str]:
+def _bound(own: Profile, setup: Setup, advice: Sequence[Advice]) -> Iterator[str]:
     bound = own.bound()
     yield f"bound by: {bound}, {_percent(shares_of_bounds(own.seconds)[bound])} of the step"
     if not advice:
@@ -71,6 +76,12 @@ def _bound(own: Profile, advice: Sequence[Advice]) -> Iterator[str]:
         yield f"{one.bound} ({_percent(one.share)} of the step; without it at most {one.most_gain:.2f} times as fast)"
         for action in one.actions:
             yield f"  - {action}"
+    if setup.device == "cpu" and own.new_memory_mib >= _MUCH_MEMORY and not setup.keeps_memory:
+        yield (
+            f"memory: {own.new_memory_mib:.0f} MiB a step came anew from the system, page by page, because freed "
+            "memory was given back; that is part of every phase"
+        )
+        yield f"  - {_KEEP_MEMORY} in the environment (glibc): the process keeps what it has freed"
 
 
 def _ranks(ranks: Sequence[Profile]) -> Iterator[str]:

@@ -21,7 +21,7 @@ class Setup:
     """Settings of a run under the names of their keys, and where it runs.
 
     teacher: "none", "live" or "kept" (its embeddings are read). changes: augmentations other than mirroring. num_cores:
-    that this process may use.
+    that this process may use. keeps_memory: whether the environment tells the C library to keep freed memory.
     """
 
     device: str
@@ -39,11 +39,12 @@ class Setup:
     precision: str
     tf32: bool
     is_compiled: bool
-    channels_last: bool | str
+    channels_last: bool
     is_recomputing: bool
     teacher: str
     teacher_precision: str
     is_teacher_compiled: bool
+    keeps_memory: bool
 
 
 def setup_of(config: TrainRun, device: torch.device, num_classes: int) -> Setup:
@@ -68,9 +69,10 @@ def setup_of(config: TrainRun, device: torch.device, num_classes: int) -> Setup:
         precision=train["precision"],
         tf32=train.get("tf32", False),
         is_compiled=train.get("compile", False),
-        channels_last=train.get("channels_last", "auto"),
+        channels_last=train["channels_last"],
         is_recomputing=train.get("checkpoint_activations", False),
         teacher=("kept" if is_kept else "live") if teacher else "none",
         teacher_precision=teacher.get("precision", "fp32"),
         is_teacher_compiled=teacher.get("compile", False),
+        keeps_memory="MALLOC_TRIM_THRESHOLD_" in os.environ or "LD_PRELOAD" in os.environ,
     )

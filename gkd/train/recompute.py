@@ -28,7 +28,7 @@ def recompute_blocks(network: nn.Module) -> int:
     blocks = list(_blocks(network))
     if not blocks:
         raise ConfigError(
-            "train.recompute: this backbone has no row of blocks that could be computed again; set it to false"
+            "train.checkpoint_activations: this backbone has no row of blocks to compute again; set it to false"
         )
     for block in blocks:
         block.forward = partial(_forward, block, block.forward)

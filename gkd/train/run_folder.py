@@ -48,7 +48,7 @@ FREE_TO_CHANGE = (
     "train.max_skipped",
     "train.compile",
     "train.channels_last",
-    "train.recompute",
+    "train.checkpoint_activations",
     "start.weights",
     "train.resume",
     "train.timeout_minutes",

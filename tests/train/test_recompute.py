@@ -69,5 +69,5 @@ def test_evaluation_keeps_nothing_and_is_the_same() -> None:
 
 
 def test_a_network_without_blocks_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"train.recompute: this backbone has no row of blocks"):
+    with pytest.raises(ConfigError, match=r"train.checkpoint_activations: this backbone has no row of blocks"):
         recompute_blocks(nn.Linear(2, 2))
