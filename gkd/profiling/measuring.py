@@ -68,7 +68,7 @@ class ScopeClock:
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._names = [""]
-        self._last = time.perf_counter()
+        self.last = time.perf_counter()
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -81,11 +81,12 @@ class ScopeClock:
             self.tick()
             self._names.pop()
 
-    def tick(self) -> None:
-        """Give the time since the last change of scope to the scope that is open."""
+    def tick(self) -> float:
+        """Give the time since the last change of scope to the scope that is open; returns the clock's time."""
         now = time.perf_counter()
-        self.seconds[self._names[-1]] += now - self._last
-        self._last = now
+        self.seconds[self._names[-1]] += now - self.last
+        self.last = now
+        return now
 
 
 class StepMeter:
@@ -171,19 +172,19 @@ class StepMeter:
     def _start_clock(self) -> None:
         self._wait()
         self._clock = ScopeClock()
+        self._started = self._clock.last
         self._use(self._clock.timed)
         self.measured.num_page_faults = -_num_page_faults()
-        self._started = time.perf_counter()
 
     def _end_timed_step(self, is_last: bool) -> None:
         assert self._clock is not None
         if is_last:
             self._wait()
-            self._clock.tick()
+        now = self._clock.tick()
+        if is_last:
             self._open.close()
             self.measured.scope_seconds = dict(self._clock.seconds)
             self.measured.num_page_faults += _num_page_faults()
-        now = time.perf_counter()
         self.measured.step_seconds.append(now - self._started)
         self._started = now
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 class RowSgd(torch.optim.SGD):
     """torch's SGD, in which a sparse gradient touches its own rows only.
 
-    A parameter with a dense gradient is updated by torch itself, or where it is large by the same arithmetic in place,
-    which uses up its gradient but needs no memory of its size. Of one with a sparse COO gradient the rows in it get
-    torch's arithmetic for dense gradients, with g the gradient of a row, w its weights and b its momentum, at first 0:
+    A parameter with a dense gradient is updated by torch's fused kernel, in one pass over memory. Of one with a sparse
+    COO gradient the rows in it get torch's arithmetic for dense gradients, with g the gradient of a row, w its weights
+    and b its momentum, at first 0:
 
         g <- g + weight_decay w;  b <- momentum b + (1 - dampening) g;  w <- w - lr (g + momentum b)   (Nesterov)
 
@@ -23,10 +23,15 @@ class RowSgd(torch.optim.SGD):
     gradient of 0 would decay both. Source: An et al., "Killing Two Birds with One Stone: Efficient and Robust Training
     of Face Recognition CNNs by Partial FC" (2022), whose sampled rows alone are updated; its public code
     gathers them into a small dense weight and swaps the optimiser's state, and we index instead.
+
+    Attributes:
+        gradient_factor: multiplies every gradient as it is used, which spares clipping and a loss scale a pass of
+            their own. With another value than 1 the gradients are used up.
     """
 
-    # Entries from which on a dense gradient is used up: torch would copy it for weight decay.
-    large = 2**24
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, fused=True, **settings)
+        self.gradient_factor = 1.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -38,19 +43,45 @@ class RowSgd(torch.optim.SGD):
         own: list[nn.Parameter] = []
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is None or not (parameter.grad.is_sparse or parameter.numel() >= self.large):
+                if parameter.grad is None:
                     continue
-                own.append(parameter)
                 if parameter.grad.is_sparse:
+                    own.append(parameter)
                     parameter.grad = parameter.grad.coalesce()
                     self._update_rows(parameter, group)
-                else:
+                elif not self._is_of_one_layout(parameter, group):
+                    own.append(parameter)
                     self._update_in_place(parameter, parameter.grad, group)
-        with _without_gradients(own):
+        with _without_gradients(own), self._factor_for_torch():
             super().step()
         return loss
 
+    def _is_of_one_layout(self, parameter: nn.Parameter, group: dict[str, Any]) -> bool:
+        """Whether all that belongs to `parameter` lies in memory alike: torch's kernel goes through it place by place.
+
+        On a CPU it does not look, and would mix up the numbers. This also makes the momentum where there is none.
+        """
+        assert parameter.grad is not None
+        together = [parameter.grad, self._momentum_of(parameter)] if group["momentum"] != 0 else [parameter.grad]
+        is_dense = parameter.is_contiguous() or parameter.is_contiguous(memory_format=torch.channels_last)
+        return is_dense and all(tensor.stride() == parameter.stride() for tensor in together)
+
+    @contextmanager
+    def _factor_for_torch(self) -> Iterator[None]:
+        """Hand torch `gradient_factor` under the name and in the form in which its GradScaler would."""
+        if self.gradient_factor == 1.0:
+            yield
+            return
+        device = next(p.device for group in self.param_groups for p in group["params"])
+        self.grad_scale = torch.full((), 1.0 / self.gradient_factor, dtype=torch.float32, device=device)
+        try:
+            yield
+        finally:
+            del self.grad_scale
+
     def _update_in_place(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        if self.gradient_factor != 1.0:
+            gradient.mul_(self.gradient_factor)
         if group["maximize"]:
             gradient.neg_()
         if group["weight_decay"] != 0:
@@ -73,6 +104,8 @@ class RowSgd(torch.optim.SGD):
         assert parameter.grad is not None
         assert parameter.grad.sparse_dim() == 1, "a sparse gradient must hold whole rows"
         rows, gradient = parameter.grad.indices()[0], parameter.grad.values()
+        if self.gradient_factor != 1.0:
+            gradient = gradient * self.gradient_factor
         if group["maximize"]:
             gradient = -gradient
         weight = parameter[rows]

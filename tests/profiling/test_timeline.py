@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_the_innermost_span_is_the_last_started(seed):
     found = innermost(spans)
     for moment in range(60):
         assert label_at(found, moment + 0.5) == label_at(spans, moment + 0.5)
-    assert all(left.end <= right.start for left, right in itertools.pairwise(found))
+    assert all(left.end <= right.start for left, right in pairwise(found))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -56,21 +56,56 @@ def test_with_every_row_it_is_torchs_sgd_to_the_last_bit(settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_large_weights_are_updated_in_place_to_the_same_bits(settings, monkeypatch):
-    monkeypatch.setattr(RowSgd, "large", CLASSES * DIM)
-    ours, theirs = parameter(), parameter()
-    optimizer, reference = RowSgd([ours], lr=0.1, **settings), torch.optim.SGD([theirs], lr=0.1, **settings)
-    reference.state[theirs]["momentum_buffer"] = torch.zeros(CLASSES, DIM)
+@pytest.mark.parametrize("is_same_layout", [True, False])
+def test_dense_gradients_of_any_layout_give_torchs_numbers(settings, is_same_layout):
+    """Torch's fused kernel goes through memory place by place, whatever entry a place holds."""
+    start = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    ours = nn.Parameter(start.clone(memory_format=torch.channels_last))
+    theirs = nn.Parameter(start.clone())
+    optimizer = RowSgd([ours], lr=0.1, **settings)
+    reference = torch.optim.SGD([theirs], lr=0.1, foreach=False, **settings)
+    reference.state[theirs]["momentum_buffer"] = torch.zeros_like(start)
     for step in range(5):
-        values = some_rows(list(range(CLASSES)), step + 1)
-        ours.grad, theirs.grad = values.clone(), values.clone()
+        values = torch.randn(start.shape, generator=torch.Generator().manual_seed(step + 1))
+        order = torch.channels_last if is_same_layout else torch.contiguous_format
+        ours.grad, theirs.grad = values.clone(memory_format=order), values.clone()
         optimizer.step()
         reference.step()
         assert torch.equal(ours, theirs)
         assert not settings.get("momentum") or torch.equal(momentum_of(optimizer, ours), momentum_of(reference, theirs))
-    # Torch leaves gradients as they are; it is this that tells the two ways apart.
-    assert torch.equal(theirs.grad, values)
-    assert torch.equal(ours.grad, values) is (not settings.get("weight_decay") and not settings.get("nesterov"))
+
+
+def test_a_parameter_with_gaps_keeps_what_lies_between():
+    around = torch.ones(4, 6)
+    weight = nn.Parameter(around[:, :3])
+    optimizer = RowSgd([weight], lr=0.5)
+    weight.grad = torch.empty_strided((4, 3), (6, 1)).fill_(1.0)
+    optimizer.step()
+    assert torch.equal(around, torch.tensor([0.5, 0.5, 0.5, 1.0, 1.0, 1.0]).expand(4, 6))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("factor", [0.3, 2.0**-16])
+def test_a_factor_is_that_of_the_gradients(settings, factor):
+    """On all three ways: torch's kernel, another layout, and rows."""
+    dense, turned, rows = (parameter(seed) for seed in range(3))
+    references = [parameter(seed) for seed in range(3)]
+    optimizer = RowSgd([dense, turned, rows], lr=0.1, **settings)
+    reference = torch.optim.SGD(references, lr=0.1, **settings)
+    for each in references:
+        reference.state[each]["momentum_buffer"] = torch.zeros_like(each)
+    for step in range(3):
+        values = some_rows(list(range(CLASSES)), step + 1)
+        dense.grad, turned.grad, rows.grad = values.clone(), values.T.contiguous().T, sparse([*range(CLASSES)], values)
+        for each in references:
+            each.grad = values * factor
+        optimizer.gradient_factor = factor
+        optimizer.step()
+        reference.step()
+    for ours, theirs in zip((dense, turned, rows), references, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(dense, parameter())
+    assert not hasattr(optimizer, "grad_scale")
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
