@@ -15,10 +15,11 @@ cached  the same, the teacher's embeddings read from a cache on disk, at random 
 
 Batches lie in memory, so waiting for data is not measured. All variants of a pair take a step in every round; figures
 are medians over the rounds and `x plain` the median of the ratios within a round, so that other work on the machine
-falls on all. `floor` is the time that the multiplications and the memory traffic of a step take at the machine's own
-rates, measured first: a large matrix product in the precision of each part, and a copy; its head's traffic counts seven
-passes over class weights, gradient and momentum, and six over the scores. Before anything is timed, the loss of `plain`
-and that of `live` in fp32 are compared on equal weights and images.
+falls on all. On one thread of a CPU they are seconds of the processor, which other work changes less. `floor` is the
+time that the multiplications and the memory traffic of a step take at the machine's own rates, measured first: a large
+matrix product in the precision of each part, and a copy; the head's traffic counts seven passes over class weights,
+gradient and momentum, and six over the scores. Before anything is timed, the loss of `plain` and that of `live` in fp32
+are compared on equal weights and images.
 """
 
 from __future__ import annotations
@@ -187,7 +188,8 @@ def batches(arguments: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
 def now(arguments: argparse.Namespace) -> float:
     if arguments.device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    is_alone = arguments.device == "cpu" and arguments.threads == 1 and distributed.world_size() == 1
+    return time.process_time() if is_alone else time.perf_counter()
 
 
 def check_losses(student: str, teacher: str, arguments: argparse.Namespace, folder: Path) -> float:
