@@ -22,6 +22,7 @@ from gkd.core import distributed
 from gkd.core.config import dump_yaml, load_config, to_plain
 from gkd.core.errors import GkdError
 from gkd.core.files import atomic_write
+from gkd.core.freed_memory import keep_freed_memory
 from gkd.core.log import set_up_logging
 from gkd.data import FaceData, PairSet
 from gkd.data.batches import BatchPlan
@@ -128,6 +129,8 @@ class Run:
         self.config = config
         self.command = command
         self.device = distributed.device()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.folder = config.run.folder
         self.dataset = build.build_dataset(config)
         self.pair_sets = build.build_pair_sets(config.evaluation.sets)
