@@ -45,6 +45,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gkd.core import distributed
+from gkd.core.freed_memory import keep_freed_memory
 from gkd.data.augment import Augment, Flip
 from gkd.data.loader import RawBatch
 from gkd.distill import GroupedKD, TopK
@@ -299,10 +300,15 @@ def main() -> None:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=1)
     add("--folder", type=Path, help="where the cache of 400 MB is made; the system's temporary folder by default")
+    add(
+        "--keep-memory", action="store_true", help="keep freed memory as tools/train.py does on a CPU; for all variants"
+    )
     add("--no-check", action="store_true", help="do not compare the losses first")
     add("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.keep_memory:
+        keep_freed_memory()
     with distributed.process_group():
         if distributed.world_size() > 1 and "plain" in arguments.variants:
             parser.error("plain runs on one process; leave it out of --variants")
