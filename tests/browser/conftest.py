@@ -1,4 +1,4 @@
-"""One headless browser for all tests of pages, or a skip with a message where there is none."""
+"""A headless browser for the tests of a page, or a skip with a message where there is none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from tests.browser.webdriver import Browser
 
 
-@pytest.fixture(scope="session")
+# Of each module: a page that goes on working, as TensorBoard's does, would cost all later tests their time.
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or chromedriver is None:

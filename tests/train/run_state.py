@@ -62,7 +62,7 @@ def last_logged_step(run: Path) -> int:
 def logged(run: Path) -> list[dict[str, float]]:
     """Every line of `metrics.jsonl` without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.startswith("time")} for line in lines]
+    return [{name: value for name, value in line.items() if not name.startswith(("time", "memory"))} for line in lines]
 
 
 def final_tensors(run: Path, scratch: Path) -> dict[str, Tensor]:
