@@ -215,7 +215,9 @@ def _unchanged(raw: RawBatch) -> Any:
 def rates(arguments: argparse.Namespace) -> dict[str, float]:
     """Floating-point operations a second of a large product, by precision, and bytes a second of a copy."""
     found = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    for name in sorted({"fp32", "bf16", arguments.precision}):
+        dtype = dtypes[name]
         size = 8192 if arguments.device == "cuda" else 2048
         left = torch.randn(size, size, device=arguments.device).to(dtype)
         found[name] = 2 * size**3 / _fastest(lambda left=left: left @ left, arguments)
