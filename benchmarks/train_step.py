@@ -70,12 +70,19 @@ SGD = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 def parts(student: str, teacher: str, classes: int) -> tuple[nn.Module, SoftmaxHead, nn.Module, SoftmaxHead]:
     """Student, head, teacher, its head: the same weights at every call."""
     torch.manual_seed(0)
-    return (
-        create_backbone(student, embedding_dim=DIM),
-        SoftmaxHead(DIM, classes),
-        create_backbone(teacher, embedding_dim=DIM),
-        SoftmaxHead(DIM, classes),
-    )
+    networks = [create_backbone(name, embedding_dim=DIM) for name in (student, teacher)]
+    _fit_statistics(networks[1])
+    return networks[0], SoftmaxHead(DIM, classes), networks[1], SoftmaxHead(DIM, classes)
+
+
+@torch.no_grad()
+def _fit_statistics(network: nn.Module) -> None:
+    """Give the batch norms statistics that fit the weights; with those of a new network numbers grow beyond fp32."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = 1.0
+    network.train()(torch.randn(4, 3, 112, 112))
+    network.eval()
 
 
 class PlainLoop:

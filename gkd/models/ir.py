@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gkd.models.backbone import Backbone, check_integers, check_number, embed_in_full_precision
 from gkd.models.iresnet import MAX_BLOCKS, Projection
 from gkd.models.mobilefacenet import initialise_kaiming
+from gkd.models.prelu import PReLU
 
 
 class Subsampling(nn.Module):
@@ -40,7 +41,7 @@ class Block(nn.Module):
             nn.BatchNorm2d(in_channels),
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
-            nn.PReLU(out_channels),
+            PReLU(out_channels),
             nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
@@ -83,7 +84,7 @@ class IR(Backbone):
         num_blocks = check_integers("layers", layers, 4, 1, MAX_BLOCKS)
         width = round(64 * check_number("width_multiplier", width_multiplier, 0.0625, 8.0))
         stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.input_layer = nn.Sequential(stem, nn.BatchNorm2d(width), nn.PReLU(width))
+        self.input_layer = nn.Sequential(stem, nn.BatchNorm2d(width), PReLU(width))
         self.body = _body(width, num_blocks)
         height, breadth = self.final_size()
         linear = nn.Linear(8 * width * height * breadth, embedding_dim)

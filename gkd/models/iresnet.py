@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gkd.models.backbone import Backbone, check_integers, check_number, embed_in_full_precision
+from gkd.models.prelu import PReLU
 
 MAX_BLOCKS = 200
 
@@ -37,7 +38,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.prelu = nn.PReLU(out_channels)
+        self.prelu = PReLU(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample: nn.Module | None = None
@@ -80,7 +81,7 @@ class IResNet(Backbone):
         width = round(64 * check_number("width_multiplier", width_multiplier, 0.0625, 8.0))
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.prelu = nn.PReLU(width)
+        self.prelu = PReLU(width)
         self.layer1 = _layer(width, width, num_blocks[0])
         self.layer2 = _layer(width, 2 * width, num_blocks[1])
         self.layer3 = _layer(2 * width, 4 * width, num_blocks[2])

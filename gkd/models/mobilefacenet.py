@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gkd.models.backbone import Backbone, check_integer, check_integers, embed_in_full_precision
+from gkd.models.prelu import PReLU
 
 FINAL_CHANNELS = 512
 MAX_BLOCKS = 100
@@ -113,7 +114,7 @@ def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int =
     convolution = nn.Conv2d(
         in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
     )
-    return Layers(convolution, nn.BatchNorm2d(out_channels), nn.PReLU(out_channels))
+    return Layers(convolution, nn.BatchNorm2d(out_channels), PReLU(out_channels))
 
 
 def _inverted(in_channels: int, expanded: int, out_channels: int, stride: int) -> Layers:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gkd.models.backbone import Backbone, check_integer, check_number, embed_in_full_precision
 from gkd.models.mobilefacenet import initialise_kaiming
+from gkd.models.prelu import PReLU
 
 
 class Convolution(nn.Module):
@@ -32,7 +33,7 @@ class Convolution(nn.Module):
             in_channels, out_channels, kernel, stride=stride, padding=padding, groups=groups, bias=False
         )
         self.bn = nn.BatchNorm2d(out_channels)
-        self.prelu: nn.Module | None = None if is_linear else nn.PReLU(out_channels)
+        self.prelu: nn.Module | None = None if is_linear else PReLU(out_channels)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Feature maps (N, C_in, H, W) to (N, C_out, ceil(H / stride), ceil(W / stride))."""

@@ -49,10 +49,10 @@ def _plain_end(features: torch.Tensor, linear: nn.Module, norm: nn.Module) -> An
 
 
 class _Tracer(fx.Tracer):
-    """Looks into no convolution, whatever it does inside."""
+    """Looks into no convolution and no PReLU, whatever they do inside."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, nn.Conv2d | nn.PReLU) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Writer:
