@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--students mobilefacenet mobilefacenet_classic] [--teachers iresnet50 iresnet100]
         [--variants plain alone live cached] [--batch 64] [--classes 85742] [--precision fp32] [--set compile ...]
-        [--repeats 5] [--device cpu] [--threads 1] [--json OUT]
+        [--warmup 3] [--repeats 5] [--device cpu] [--threads 1] [--json OUT]
     torchrun --nproc-per-node 2 benchmarks/train_step.py --variants alone cached       # over ranks, `--batch` in all
 
 plain   a loop as the public trainers have it, written anew: fp32, the teacher's network on every batch, both full
@@ -52,6 +52,7 @@ from gkd.distill import GroupedKD, TopK
 from gkd.heads import ArcFace, SoftmaxHead
 from gkd.inference.teacher import Teacher
 from gkd.models import InputSpec, count_macs, create_backbone
+from gkd.models.prelu import PReLU
 from gkd.train.metrics import RunLog
 from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
@@ -95,6 +96,9 @@ class PlainLoop:
         )
         self.weight = nn.Parameter(head.weight.detach().clone())
         self.teacher_weight = teacher_head.weight.detach().clone()
+        for module in self.student.modules():
+            if isinstance(module, PReLU):
+                module.__class__ = nn.PReLU  # torch's own, as public networks have
         self.student.train()
         self.teacher.eval()
         self.parameters = [*(p for p in self.student.parameters() if p.requires_grad), self.weight]
@@ -270,12 +274,12 @@ def compare(student: str, teacher: str, arguments: argparse.Namespace, rate: dic
         }
         seen: dict[str, list[float]] = defaultdict(list)
         incoming = batches(arguments)
-        for count in range(arguments.repeats + 1):
+        for count in range(arguments.warmup + arguments.repeats):
             images, labels = next(incoming)
             for name, loop in loops.items():
                 start = now(arguments)
                 loop.step(images, labels)
-                if count:  # the first round fills pools and caches
+                if count >= arguments.warmup:  # until then pools and caches fill
                     seen[name].append(now(arguments) - start)
     first = arguments.variants[0]
     networks = parts(student, teacher, 1)
@@ -305,6 +309,7 @@ def main() -> None:
     add("--classes", type=int, default=85_742)
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the student in our own loops")
     add("--set", dest="settings", nargs="*", choices=SETTINGS, default=[], help="further settings of our own loops")
+    add("--warmup", type=int, default=3, help="rounds that are not measured")
     add("--repeats", type=int, default=5)
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=1)
