@@ -181,7 +181,7 @@ class OwnLoop:
         return DistillationObjective(*parts, frozen, ArcFace(), [term], 10**9)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        ids = torch.randint(0, NUM_CACHED, labels.shape).to(self.device)
+        ids = torch.randint(0, NUM_CACHED, labels.shape)
         raw = RawBatch(images.permute(0, 2, 3, 1), labels, ids, self.num_steps, 0, 0, ())
         self.trainer._step(self.num_steps, itertools.repeat(raw))
         self.num_steps += 1

@@ -123,7 +123,7 @@ def _train_mode(objective: nn.Module, config: TrainRun) -> None:
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:
-    return Batch(*(getattr(batch, name).to(device) for name in ("images", "labels", "sample_ids", "is_flipped")))
+    return Batch(batch.images.to(device), batch.labels.to(device), batch.sample_ids, batch.is_flipped)
 
 
 def _weights_line(step: int | None, dump: Dump) -> str:

@@ -15,7 +15,7 @@ class Batch:
     """Training images after augmentation, on the device that trains.
 
     images: uint8 (N, 3, H, W), RGB, already mirrored where `is_flipped`. labels: int64 (N,).
-    sample_ids: int64 (N,), the index of each image in its data set. is_flipped: bool (N,).
+    sample_ids: int64 (N,), the index of each image in its data set. is_flipped: bool (N,). These two are on the CPU.
     """
 
     images: Tensor

@@ -116,27 +116,25 @@ class EmbeddingStore:
     def lookup(self, sample_ids: Tensor, is_flipped: Tensor) -> Tensor:
         """The unit embeddings (N, D), fp32, of images (N,) or, where `is_flipped` (N,), of their mirror images.
 
-        They come to the device of `sample_ids`, which for a CUDA device are waited for.
+        All are on the CPU.
 
         Raises:
             DataError: an image had no usable record when the embeddings were made, or is not in the store.
         """
-        device, ids = sample_ids.device, sample_ids.cpu()
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.origin.num_images:
-            outside = ids[(ids < 0) | (ids >= self.origin.num_images)]
+        num_images = self.origin.num_images
+        if len(sample_ids) and not 0 <= int(sample_ids.min()) <= int(sample_ids.max()) < num_images:
+            outside = sample_ids[(sample_ids < 0) | (sample_ids >= num_images)]
             raise DataError(
-                f"{self.folder}: has embeddings of {self.origin.num_images} images, and image {int(outside[0])} was "
+                f"{self.folder}: has embeddings of {num_images} images, and image {int(outside[0])} was "
                 "asked for; the data changed since they were made: remove the folder to make them anew"
             )
-        rows = self._gather(2 * ids + is_flipped.cpu()).view(DTYPES[self.origin.dtype])
+        rows = self._gather(2 * sample_ids + is_flipped).view(DTYPES[self.origin.dtype])
         is_missing = rows[:, 0].isnan()
         if bool(is_missing.any()):
             raise DataError(
-                f"{self.folder}: has no embedding of image {int(ids[is_missing][0])}, which could not be read when "
-                "they were made; remove the folder to make them anew"
+                f"{self.folder}: has no embedding of image {int(sample_ids[is_missing][0])}, which could not be read "
+                "when they were made; remove the folder to make them anew"
             )
-        if device.type == "cuda":
-            rows = rows.pin_memory().to(device, non_blocking=True)
         return rows.float()
 
     def _gather(self, places: Tensor) -> Tensor:

@@ -163,7 +163,9 @@ class Teacher(nn.Module):
         """Embeddings (N, D) of all `batches`, in fp32, as the network or the store gives them."""
         if self.stored is not None:
             ids, flips = ([getattr(batch, name) for batch in batches] for name in ("sample_ids", "is_flipped"))
-            return self.stored.lookup(_joined(ids), _joined(flips)).to(batches[0].images.device, non_blocking=True)
+            found, device = self.stored.lookup(_joined(ids), _joined(flips)), batches[0].images.device
+            # Out of memory that is not locked, the copy would wait for all that the device was given before.
+            return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
         images = _joined([batch.images for batch in batches])
         most = self.batch_size or (len(images) if images.device.type != "cpu" else _MOST_ON_CPU)
         num_pieces = -(-len(images) // most)

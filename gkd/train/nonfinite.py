@@ -1,7 +1,7 @@
 """A loss or gradient that is not finite: who saw it, in which images, and what becomes of the step.
 
-No step is ever applied with such a gradient. The batches are kept in the run folder, so that `tools/replay.py` can show
-afterwards where the first bad number arose.
+No checkpoint ever holds a step with such a gradient. The batches are kept in the run folder, so that `tools/replay.py`
+can show afterwards where the first bad number arose.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -38,6 +38,17 @@ class RankReport:
     sample_ids: list[int]
     dump: str | None = None
     failure: str | None = None
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A step whose norm is on its way to the host; `done`, where there is one, is the CUDA event that follows it."""
+
+    step: int
+    norm: Tensor
+    done: Any
+    seen_losses: list[Losses]
+    batches: Sequence[Batch]
 
 
 class NonFiniteGuard:
@@ -72,6 +83,8 @@ class NonFiniteGuard:
         self.num_skipped = 0
         self.num_overflows = 0
         self._num_in_a_row = 0
+        self._waiting: _Waiting | None = None
+        self._is_late = False
         self._live: list[Tensor] = []
         self._kept: list[Tensor] = []
 
@@ -127,6 +140,41 @@ class NonFiniteGuard:
         self._decide(step, scale, distributed.gather_objects(own))
         return False
 
+    def check_later(self, step: int, norm: Tensor, seen_losses: Sequence[Losses], batches: Sequence[Batch]) -> None:
+        """Check the step of the call before, and this one at the next call or at `settle`.
+
+        So the host never waits for the device, which is through with the step before. For steps that end the run if
+        they are bad: by then they and the next have been applied, and the weights in memory are lost.
+
+        Raises:
+            GkdError: as `check`, of the step before.
+        """
+        assert self.action == "stop", "a step that may be left out must be checked before it is applied"
+        self.settle()
+        on_host, done = norm.detach().to("cpu", non_blocking=True), None
+        if norm.device.type == "cuda":
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        # Without their graphs, which may hold much.
+        plain = [
+            Losses(one.total.detach(), {name: part.detach() for name, part in one.parts.items()}) for one in seen_losses
+        ]
+        self._waiting = _Waiting(step, on_host, done, plain, batches)
+
+    def settle(self) -> None:
+        """Check what `check_later` has put off; to be called before anything is made of the weights.
+
+        Raises:
+            GkdError: as `check`.
+        """
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        if waiting.done is not None:
+            waiting.done.synchronize()
+        self._is_late = True
+        self.check(waiting.step, waiting.norm, waiting.seen_losses, waiting.batches)
+
     def _report(
         self,
         step: int,
@@ -152,10 +200,11 @@ class NonFiniteGuard:
         what, details = what_happened(step, reports, scale), " ".join(_details(reports, self.folder))
         advice = "Lower optim.lr, set optim.clip_norm, or use train.precision=fp32"
         if self.action == "stop" or self._num_in_a_row > self.max_skipped:
+            outcome = "it is in no checkpoint" if self._is_late else "nothing was updated"
             row = f" ({self._num_in_a_row} such steps in a row)" if self.action == "skip" else ""
             raise GkdError(
-                f"{what}{row}; nothing was updated. {details} {advice}, and go on with that from a checkpoint before "
-                "it by train.resume=PATH"
+                f"{what}{row}; {outcome}. {details} {advice}, and go on with that from a checkpoint before it by "
+                "train.resume=PATH"
             )
         self.num_skipped += 1
         _copy_all(self._live, self._kept)

@@ -112,6 +112,8 @@ class Trainer:
         self.watch = watch
         self.ema = ema
         self.loss_scale = loss_scale
+        # Where nothing is decided by the norm but whether the run ends, the host need not wait for it.
+        self.checks_later = device.type == "cuda" and guard.action == "stop" and loss_scale is None
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.sharded = sharded_parameters(objective)
         self.model = _wrap(objective, device)
@@ -150,7 +152,7 @@ class Trainer:
         return settings.total_steps
 
     def _step(self, step: int, incoming: Iterator[RawBatch]) -> None:
-        """One optimiser step over all micro-batches; nothing is updated where a loss or gradient is not finite."""
+        """One optimiser step over all micro-batches; nothing is kept of it where a loss or gradient is not finite."""
         objective: Any = self.objective  # any module that maps a Batch to Losses and has a `step`
         objective.step = step
         self.optimizer.zero_grad(set_to_none=True)
@@ -166,7 +168,9 @@ class Trainer:
         num_overflows = self.guard.num_overflows
         with scope("clip"):
             norm = clip_gradients(self.parameters, self.settings.clip_norm, self.sharded, scale or 1.0)
-            is_applied = self.guard.check(step, norm, seen, batches, scale)
+            if self.checks_later:
+                self.guard.check_later(step, norm, seen, batches)
+            is_applied = self.checks_later or self.guard.check(step, norm, seen, batches, scale)
         if is_applied:
             with scope("optimizer"):
                 self.optimizer.step()
@@ -229,6 +233,7 @@ class Trainer:
         return nullcontext()
 
     def _log(self, done: int) -> None:
+        self.guard.settle()
         clock, settings = self.clock, self.settings
         elapsed = max(time.perf_counter() - clock.started, 1e-9)
         values = self.sums.reduce()
@@ -272,6 +277,7 @@ class Trainer:
 
     def _evaluate_or_save(self, done: int) -> float | None:
         """Evaluate; where that is refused, because of a set's images, the steps done are kept all the same."""
+        self.guard.settle()
         try:
             return self._evaluate(done)
         except GkdError:
@@ -295,6 +301,7 @@ class Trainer:
         return score
 
     def _save(self, done: int, score: float | None) -> None:
+        self.guard.settle()
         self.watch.doing = "saving"
         self._untimed(lambda: self.save(done, score))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from gkd.data.augment import Augment, Flip
 from gkd.data.loader import RawBatch
 from gkd.train.metrics import RunLog, read_metrics
 from gkd.train.nonfinite import NonFiniteGuard
+from gkd.train.nonfinite_dump import load_dump
 from gkd.train.optim import build_sgd
 from gkd.train.rank_watch import RankWatch
 from gkd.train.trainer import LoopSettings, Trainer, prepare_batch
@@ -51,14 +53,14 @@ class Saved(list):
         self.append((step, score))
 
 
-def trainer(folder, objective, stop=None, evaluate=lambda: ({}, None), action="stop", **changes):
+def trainer(folder, objective, stop=None, evaluate=lambda: ({}, None), action="stop", device=None, **changes):
     settings = {"total_steps": 6, "steps_per_epoch": 3, "batch_size": 4, "log_every": 1, "save_every": 2, **changes}
     return Trainer(
         objective,
         build_sgd(objective, lr=0.1),
         lambda step: 0.1,
         LoopSettings(**settings),
-        device=torch.device("cpu"),
+        device=device or torch.device("cpu"),
         augment=Augment([], 0),
         run_log=RunLog(folder, 0),
         evaluate=evaluate,
@@ -82,6 +84,66 @@ def test_a_loss_that_is_not_finite_is_named_and_updates_nothing(tmp_path, part):
     assert len(states) == 3
     assert torch.equal(objective.linear.weight, states[-1])
     assert loop.save == [(2, None)]
+
+
+@pytest.mark.parametrize(("bad", "log_every", "found_in"), [(2, 100, 3), (3, 100, 3), (2, 3, 2), (5, 100, 5)])
+def test_a_check_put_off_ends_the_run_before_anything_is_made_of_the_step(tmp_path, bad, log_every, found_in):
+    """Steps 2 and 4 make the third and fifth; the state is saved after the second, fourth and sixth."""
+    loop = trainer(tmp_path, Toy(poison={bad: "gkd/primary"}), log_every=log_every)
+    loop.checks_later = True
+    started = []
+    with loop.run_log:
+        feed = (started.append(step) or raw(step) for step in range(6))
+        with pytest.raises(GkdError, match=rf"^step {bad}: the loss gkd/primary .*; it is in no checkpoint\."):
+            loop.fit(feed, 0)
+    assert started[-1] == found_in
+    assert [step for step, _ in loop.save] == [step for step in (2, 4, 6) if step <= bad]
+    assert load_dump(tmp_path / "nonfinite" / f"step_{bad:08d}_rank0.pt").batches[0].sample_ids.tolist() == [0, 1, 2, 3]
+
+
+def test_a_check_put_off_changes_nothing_of_a_good_run(tmp_path):
+    weights = []
+    for checks_later in (False, True):
+        objective = Toy()
+        loop = trainer(tmp_path / str(checks_later), objective)
+        loop.checks_later = checks_later
+        with loop.run_log:
+            loop.fit([raw(step) for step in range(6)], 0)
+        weights.append(objective.linear.weight)
+    assert torch.equal(*weights)
+
+
+def test_a_step_that_is_checked_later_keeps_no_graph(tmp_path):
+    loop = trainer(tmp_path, Toy())
+    loop.checks_later = True
+    loop.guard.settle()
+    with loop.run_log:
+        loop._step(0, iter([raw(0)]))
+    waiting = loop.guard._waiting
+    assert not any(tensor.requires_grad for tensor in (waiting.norm, *waiting.seen_losses[0].parts.values()))
+    assert not waiting.seen_losses[0].total.requires_grad
+
+
+def test_a_step_that_may_be_left_out_is_never_checked_later(tmp_path):
+    loop = trainer(tmp_path, Toy(), action="skip")
+    with pytest.raises(AssertionError, match="before it is applied"):
+        loop.guard.check_later(0, torch.ones(()), [], [])
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_not_waited_for_on_steps_that_do_not_log(tmp_path):
+    device = torch.device("cuda")
+    loop = trainer(tmp_path, Toy().to(device), log_every=100, device=device)
+    assert loop.checks_later
+    with loop.run_log:
+        feed = [replace(raw(step), images=raw(step).images.cuda(), labels=raw(step).labels.cuda()) for step in range(6)]
+        for step in range(3):
+            loop._step(step, iter(feed[step:]))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loop._step(3, iter(feed[3:]))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_steps_save_evaluate_and_log_where_they_should(tmp_path):

@@ -46,7 +46,7 @@ class Augment:
 
         Returns:
             The images, uint8 (N, 3, H, W) in the same memory format (`images` itself where no image is chosen), and
-            which of them are mirrored, bool (N,) on the same device.
+            which of them are mirrored, bool (N,) on the CPU.
         """
         ids = sample_ids.numpy()
         is_flipped = np.zeros(len(ids), dtype=np.bool_)
@@ -59,7 +59,7 @@ class Augment:
             rows = np.flatnonzero(is_chosen)
             if len(rows):
                 result = _change(result, step, draws.of(rows), rows, is_ours=result is not images)
-        return result, torch.from_numpy(is_flipped).to(images.device, non_blocking=True)
+        return result, torch.from_numpy(is_flipped)
 
 
 def _change(images: Tensor, step: Augmentation, draws: Draws, rows: Int64s, *, is_ours: bool) -> Tensor:
