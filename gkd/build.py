@@ -343,6 +343,7 @@ def prepare_backbone(config: TrainRun, objective: ClassificationObjective) -> No
     train = config.train
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = train.tf32  # convolutions, for which torch by itself allows it
     # The loader's images are (N, H, W, 3) in memory, and convolutions are faster on that order.
     if train.channels_last:
         objective.backbone.to(memory_format=torch.channels_last)

@@ -345,6 +345,8 @@ class TrainSettings(ConfigModel):
         batch_size, micro_batches = raw.get("batch_size"), raw.get("micro_batches", 1)
         if raw.get("compile") and raw.get("checkpoint_activations"):
             yield "checkpoint_activations", "does not go with `compile`: set one of the two to false"
+        if raw.get("compile") and raw.get("sync_batch_norm"):
+            yield "compile", "does not go with `sync_batch_norm`, whose ranks may compile at different steps"
         if isinstance(batch_size, int) and isinstance(micro_batches, int) and 1 <= batch_size < micro_batches:
             yield "micro_batches", f"{micro_batches} micro-batches cannot share a batch of {batch_size} images"
 

@@ -249,3 +249,5 @@ class TestTool:
 def test_blocks_that_are_computed_again_are_not_compiled() -> None:
     (line,) = mistakes(DISTILLED, "train={epochs: 20, batch_size: 64, compile: true, checkpoint_activations: true}")
     assert line.split("  ", 2)[2].startswith("train.checkpoint_activations: does not go with `compile`")
+    (line,) = mistakes(DISTILLED, "train={epochs: 20, batch_size: 64, compile: true, sync_batch_norm: true}")
+    assert line.split("  ", 2)[2].startswith("train.compile: does not go with `sync_batch_norm`")

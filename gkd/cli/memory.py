@@ -13,6 +13,7 @@ from gkd.heads.partial_fc import DEFAULT_RATE
 from gkd.models import Backbone
 from gkd.models.cost import count_activations, num_parameters
 from gkd.schema import TrainRun
+from gkd.train.recompute import blocks_of
 
 
 def num_ranks() -> int:
@@ -38,14 +39,15 @@ class MemoryEstimate:
 def estimate_memory(config: TrainRun, backbone: Backbone, num_classes: int, head: str | None = None) -> MemoryEstimate:
     """What a rank holds with the head named `head`, or the config's own.
 
-    backbone: weights, gradient and momentum. activations: the output of every layer. class_weights: those of the
-    student with gradient and momentum, and of the teacher (taken to be as long). scores: six (n, C) matrices of a
-    distilled step, three of another; of the heads that work in chunks, as many (N, c). An estimate: the allocator,
-    workspaces and the teacher's passing activations come on top.
+    backbone: weights, gradient and momentum. activations: the output of every layer, or of those that are kept with
+    `train.checkpoint_activations`. class_weights: those of the student with gradient and momentum, and of the teacher
+    (taken to be as long). scores: six (n, C) matrices of a distilled step, three of another; of the heads that work in
+    chunks, as many (N, c). An estimate: the allocator, workspaces and the teacher's passing activations come on top.
     """
     ranks, name = num_ranks(), head or config.head.name
     images = -(-config.train.batch_size // (config.train.micro_batches * ranks))
     bytes_per_activation = 4 if config.train.precision == "fp32" else 2
+    recomputed = blocks_of(backbone) if config.train.checkpoint_activations else ()
     own_classes = num_classes if name == "softmax" else -(-num_classes // ranks)
     rows = 3.0 * own_classes
     if name == "partial_fc":
@@ -57,7 +59,7 @@ def estimate_memory(config: TrainRun, backbone: Backbone, num_classes: int, head
         scores = images * ranks * min(own_classes, chunk_columns(images * ranks, distributed.device()))
     return MemoryEstimate(
         backbone=num_parameters(backbone) * 4 * 3,
-        activations=images * count_activations(backbone) * bytes_per_activation,
+        activations=images * count_activations(backbone, recomputed) * bytes_per_activation,
         class_weights=int(rows * backbone.embedding_dim * 4),
         scores=scores * 4 * (6 if config.teacher else 3),
     )

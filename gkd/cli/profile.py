@@ -154,10 +154,11 @@ class ProfiledRun(Run):
 
 
 def _in_folder(config: TrainRun, folder: Path) -> TrainRun:
-    """The same settings for a run of its own."""
+    """The same settings for a run of its own, of which no server is told."""
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"folder": folder}),
+            "log": config.log.model_copy(update={"wandb": None, "mlflow": None}),
             "train": config.train.model_copy(update={"resume": "auto"}),
         }
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,18 +38,24 @@ def count_macs(backbone: Backbone) -> int:
     return sum(macs)
 
 
-def count_activations(backbone: Backbone) -> int:
+def count_activations(backbone: Backbone, recomputed: Sequence[nn.Module] = ()) -> int:
     """Numbers that the layers of the backbone put out for one image of its input size, all of them together.
 
-    About what a training step keeps for its backward pass; what a layer keeps beside its output is not counted.
+    About what a training step keeps for its backward pass; what a layer keeps beside its output is not counted. Of the
+    blocks `recomputed` it is their inputs, and all of the largest one, which is there while it is computed again.
     """
-    sizes: list[int] = []
+    block_of = {module: block for block in recomputed for module in block.modules()}
+    sizes: Counter[nn.Module | None] = Counter()
 
     def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        sizes.append(output[0].numel())
+        if module in recomputed:
+            sizes[None] += inputs[0][0].numel()
+        if not any(module.children()):
+            sizes[block_of.get(module)] += output[0].numel()
 
-    _run_on_meta(backbone, (module for module in backbone.modules() if not any(module.children())), count)
-    return sum(sizes)
+    _run_on_meta(backbone, backbone.modules(), count)
+    kept = sizes.pop(None, 0)
+    return kept + max(sizes.values(), default=0)
 
 
 def _run_on_meta(

@@ -71,7 +71,9 @@ class ClassificationObjective(nn.Module):
 
     def compile_backbone(self) -> None:
         """Run the backbone through `torch.compile` in training; where that fails, a warning says so."""
-        self.__dict__["compiled"] = CompiledFunction(self.backbone, "the backbone", "train.compile", self._compiler)
+        self.__dict__["compiled"] = CompiledFunction(
+            self.backbone, "the backbone", "train.compile", self._compiler, trained=self.backbone
+        )
 
     def classify(self, batch: Batch) -> tuple[Views, Tensor, Losses]:
         """The student's embeddings (N, D) and cosines (N, C), its margin logits (N, C) and its cross entropy."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gkd.core.buffers import buffers_kept
 from gkd.core.errors import ConfigError
 
 
@@ -25,7 +26,7 @@ def recompute_blocks(network: nn.Module) -> int:
     Raises:
         ConfigError: a network without such blocks.
     """
-    blocks = list(_blocks(network))
+    blocks = blocks_of(network)
     if not blocks:
         raise ConfigError(
             "train.checkpoint_activations: this backbone has no row of blocks to compute again; set it to false"
@@ -33,6 +34,11 @@ def recompute_blocks(network: nn.Module) -> int:
     for block in blocks:
         block.forward = partial(_forward, block, block.forward)
     return len(blocks)
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The blocks that `recompute_blocks` computes again."""
+    return list(_blocks(network))
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -60,20 +66,7 @@ def _forward(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) 
         return forward(*inputs)
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), _statistics_kept(block)
+        return nullcontext(), buffers_kept(block)
 
     result: Tensor = checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
     return result
-
-
-@contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Undo what a second forward pass does to the buffers, which are batch-norm statistics."""
-    buffers = [buffer for buffer in block.buffers() if buffer is not None]
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)

@@ -92,3 +92,12 @@ def test_partial_fc_says_that_groups_are_formed_over_what_is_drawn(folder: Path)
 
 def test_bytes_are_written_in_a_unit_that_fits() -> None:
     assert (format_bytes(3 << 20), format_bytes(3 << 29)) == ("3.0 MiB", "1.50 GiB")
+
+
+def test_blocks_that_are_computed_again_need_less(folder: Path) -> None:
+    needed = {}
+    for value in ("false", "true"):
+        text, _ = plan(folder, f"train.checkpoint_activations={value}")
+        (found,) = re.findall(r"activations ([\d.]+) MiB", text)
+        needed[value] = float(found)
+    assert needed["true"] < needed["false"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
 from gkd.core.compiling import CompiledFunction
 
@@ -57,3 +58,63 @@ def test_the_functions_own_error_comes_through() -> None:
 
     with pytest.raises(ValueError, match="its own"):
         CompiledFunction(broken, "the network", "x.compile", "eager")(torch.ones(1))
+
+
+class Net(nn.Module):
+    """Convolution, batch norm and dropout: weights, buffers and random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.Dropout(0.5), nn.Flatten())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.layers(images)
+        return outputs
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(count))
+
+
+def step(function, network: Net, count: int):
+    """Outputs, gradients and buffers, and the next random number."""
+    network.zero_grad()
+    torch.manual_seed(count)
+    outputs = function(images(count))
+    outputs.square().sum().backward()
+    gradients = [parameter.grad for parameter in network.parameters()]
+    return outputs.detach(), gradients, [buffer.clone() for buffer in network.buffers()], torch.rand(1)
+
+
+def test_the_rehearsal_of_a_trained_network_leaves_no_trace() -> None:
+    ours, theirs = Net(), Net()
+    noticed = []
+    for parameter in ours.parameters():
+        parameter.register_post_accumulate_grad_hook(noticed.append)
+    function = CompiledFunction(ours, "the network", "x.compile", "aot_eager", trained=ours)
+    for times, count in enumerate((4, 3, 4), 1):
+        found, expected = step(function, ours, count), step(theirs, theirs, count)
+        torch.testing.assert_close(found, expected)
+        assert len(noticed) == times * len(list(ours.parameters()))
+    assert function.is_compiled
+
+
+def failing_way_back(graph, inputs):
+    from torch._dynamo.backends.common import aot_autograd
+
+    def backward(graph, inputs):
+        raise RuntimeError("no way back")
+
+    return aot_autograd(fw_compiler=lambda graph, inputs: graph.forward, bw_compiler=backward)(graph, inputs)
+
+
+def test_a_way_back_that_cannot_be_compiled_is_told_before_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = Net(), Net()
+    function = CompiledFunction(ours, "the network", "x.compile", failing_way_back, trained=ours)
+    with caplog.at_level(logging.WARNING, "gkd.core.compiling"):
+        for count in (4, 3):
+            torch.testing.assert_close(step(function, ours, count), step(theirs, theirs, count), rtol=0, atol=0)
+    assert not function.is_compiled
+    (record,) = [record for record in caplog.records if record.name == "gkd.core.compiling"]
+    assert "no way back" in record.message

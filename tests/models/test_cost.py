@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from gkd.models import count_macs, create_backbone, num_parameters
+from gkd.models.backbone import Backbone
 from gkd.models.cost import count_activations
 
 
@@ -59,3 +61,21 @@ def test_activations_are_what_the_layers_put_out() -> None:
     backbone(torch.zeros(1, 3, 32, 32))
     expected = sum(sizes)
     assert count_activations(backbone) == expected
+
+
+def test_of_blocks_that_are_computed_again_the_inputs_count_and_the_largest_whole() -> None:
+    class Net(Backbone):
+        def __init__(self) -> None:
+            super().__init__(embedding_dim=2, input_size=(16, 16))
+            self.first = nn.Conv2d(3, 4, 1)  # puts out 1024
+            small = nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 2, 1))  # 256 + 512
+            large = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Conv2d(8, 1, 1))  # 2048 + 256
+            self.blocks = nn.Sequential(small, large)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = self.blocks(self.first(images))
+            return outputs
+
+    backbone = Net()
+    assert count_activations(backbone) == 1024 + 256 + 512 + 2048 + 256
+    assert count_activations(backbone, list(backbone.blocks)) == 1024 + (1024 + 512) + (2048 + 256)
