@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from gkd.core.errors import ConfigError
 
@@ -64,9 +66,7 @@ class SoftmaxHead(nn.Module):
                 "backbone's and the head's embedding_dim must be equal"
             )
         with torch.autocast(embeddings.device.type, enabled=False):
-            cosine = F.linear(unit_vectors(embeddings.to(self.weight.dtype)), unit_vectors(self.weight))
-            with torch.no_grad():
-                cosine.clamp_(-1.0, 1.0)
+            cosine: Tensor = _Cosines.apply(unit_vectors(embeddings.to(self.weight.dtype)), self.weight)
         return cosine
 
     def extra_repr(self) -> str:
@@ -75,6 +75,37 @@ class SoftmaxHead(nn.Module):
 
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Rows (N, D) divided by their lengths; one without a direction becomes 0 and gets no gradient."""
+    return vectors * _inverse_norms(vectors)
+
+
+def _inverse_norms(vectors: Tensor) -> Tensor:
+    """1 / length of each row (N, D), or 0: (N, 1)."""
     norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    inverse = norm.clamp_min(SHORTEST_NORM).reciprocal()
-    return vectors * torch.where(norm > SHORTEST_NORM, inverse, 0.0)
+    return torch.where(norm > SHORTEST_NORM, norm.clamp_min(SHORTEST_NORM).reciprocal(), 0.0)
+
+
+class _Cosines(torch.autograd.Function):
+    """x · w_c / |w_c| for unit vectors x (N, D) and weights w (C, D): (N, C), in [-1, 1].
+
+    The weights are never made unit vectors, which autograd would do in half a dozen tensors of their size. With
+    h = dL/dcos / |w_c|: dL/dx = h w and dL/dw_c = sum_n h_nc x_n - w_c / |w_c| sum_n h_nc cos_nc.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, units: Tensor, weight: Tensor) -> Tensor:
+        inverse = _inverse_norms(weight)
+        cosine = torch.mm(units, weight.t()).mul_(inverse.t()).clamp_(-1.0, 1.0)
+        ctx.save_for_backward(units, weight, inverse, cosine)
+        return cosine
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        units, weight, inverse, cosine = ctx.saved_tensors
+        scaled = grad * inverse.t()
+        grad_units = torch.mm(scaled, weight) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_units, None
+        grad_weight = torch.mm(scaled.t(), units)
+        along = torch.linalg.vecdot(scaled, cosine, dim=0).unsqueeze(1)
+        return grad_units, grad_weight.addcmul_(weight, along.mul_(inverse), value=-1.0)
