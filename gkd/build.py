@@ -31,6 +31,7 @@ from gkd.train.nonfinite import NonFiniteGuard
 from gkd.train.objective import ClassificationObjective, DistillationObjective, DistillTerm
 from gkd.train.optim import GroupRule, build_sgd
 from gkd.train.recompute import recompute_blocks
+from gkd.train.row_sgd import RowSgd
 from gkd.train.sample_view import SampleView
 from gkd.train.schedule import SCHEDULES, Schedule
 from gkd.train.sharded_objective import ShardedClassification, ShardedDistillation
@@ -239,7 +240,7 @@ def build_objective(config: TrainRun, dataset: Any, teacher: TeacherParts | None
     return distillation(backbone, head, margin, input_spec, teacher.teacher, teacher.margin, terms, steps_per_epoch)
 
 
-def build_optimizer(config: TrainRun, objective: nn.Module) -> torch.optim.SGD:
+def build_optimizer(config: TrainRun, objective: nn.Module) -> RowSgd:
     """SGD as `optim` says."""
     optim = config.optim
     return build_sgd(

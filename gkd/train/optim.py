@@ -118,7 +118,11 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def clip_gradients(
-    parameters: Iterable[Tensor], max_norm: float | None, sharded: Collection[Tensor] = (), loss_scale: float = 1.0
+    parameters: Iterable[Tensor],
+    max_norm: float | None,
+    sharded: Collection[Tensor] = (),
+    loss_scale: float = 1.0,
+    optimizer: RowSgd | None = None,
 ) -> Tensor:
     """The global L2 norm of the gradients, as a scalar on their device; scales them down to `max_norm` where given.
 
@@ -131,6 +135,7 @@ def clip_gradients(
         sharded: those whose gradients are this rank's classes alone, whether `parameters` holds them or not. Where
             there are any, this is collective: every rank must have the same ones.
         loss_scale: what the gradients are too large by; they are divided by it, and the norm is that of the result.
+        optimizer: multiplies the gradients in its next step, which spares a pass over them here; they stay as they are.
     """
     trained = {id(each): each for each in (*parameters, *sharded) if each.grad is not None}
     gradients = {key: _values_of_gradient(each) for key, each in trained.items()}
@@ -139,11 +144,14 @@ def clip_gradients(
     else:
         norm = torch.nn.utils.get_total_norm(list(gradients.values()))
     norm = norm / loss_scale if loss_scale != 1.0 else norm
-    if max_norm is not None and gradients:
+    factor: Tensor | float = 1.0 / loss_scale
+    if max_norm is not None:
         factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0) / loss_scale
+        factor = float(factor) if factor.device.type == "cpu" else factor
+    if optimizer is not None:
+        optimizer.gradient_factor = factor
+    elif gradients and (isinstance(factor, Tensor) or factor != 1.0):
         torch._foreach_mul_(list(gradients.values()), factor)
-    elif loss_scale != 1.0 and gradients:
-        torch._foreach_mul_(list(gradients.values()), 1.0 / loss_scale)
     return norm
 
 

@@ -25,13 +25,13 @@ class RowSgd(torch.optim.SGD):
     gathers them into a small dense weight and swaps the optimiser's state, and we index instead.
 
     Attributes:
-        gradient_factor: multiplies every gradient as it is used, which spares clipping and a loss scale a pass of
-            their own. With another value than 1 the gradients are used up.
+        gradient_factor: a number or a scalar on the device that multiplies every gradient in the next step, which
+            spares clipping and a loss scale a pass of their own. With another value than 1 the gradients are used up.
     """
 
     def __init__(self, params: Any, **settings: Any) -> None:
         super().__init__(params, fused=True, **settings)
-        self.gradient_factor = 1.0
+        self.gradient_factor: Tensor | float = 1.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -54,6 +54,7 @@ class RowSgd(torch.optim.SGD):
                     self._update_in_place(parameter, parameter.grad, group)
         with _without_gradients(own), self._factor_for_torch():
             super().step()
+        self.gradient_factor = 1.0
         return loss
 
     def _is_of_one_layout(self, parameter: nn.Parameter, group: dict[str, Any]) -> bool:
@@ -66,21 +67,27 @@ class RowSgd(torch.optim.SGD):
         is_dense = parameter.is_contiguous() or parameter.is_contiguous(memory_format=torch.channels_last)
         return is_dense and all(tensor.stride() == parameter.stride() for tensor in together)
 
+    @property
+    def _is_plain(self) -> bool:
+        """Whether gradients are used as they are; that of a scalar on a device is not asked, which would wait."""
+        return not isinstance(self.gradient_factor, Tensor) and self.gradient_factor == 1.0
+
     @contextmanager
     def _factor_for_torch(self) -> Iterator[None]:
         """Hand torch `gradient_factor` under the name and in the form in which its GradScaler would."""
-        if self.gradient_factor == 1.0:
+        if self._is_plain:
             yield
             return
         device = next(p.device for group in self.param_groups for p in group["params"])
-        self.grad_scale = torch.full((), 1.0 / self.gradient_factor, dtype=torch.float32, device=device)
+        factor = torch.as_tensor(self.gradient_factor, dtype=torch.float32, device=device)
+        self.grad_scale = factor.reciprocal()
         try:
             yield
         finally:
             del self.grad_scale
 
     def _update_in_place(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
-        if self.gradient_factor != 1.0:
+        if not self._is_plain:
             gradient.mul_(self.gradient_factor)
         if group["maximize"]:
             gradient.neg_()
@@ -104,7 +111,7 @@ class RowSgd(torch.optim.SGD):
         assert parameter.grad is not None
         assert parameter.grad.sparse_dim() == 1, "a sparse gradient must hold whole rows"
         rows, gradient = parameter.grad.indices()[0], parameter.grad.values()
-        if self.gradient_factor != 1.0:
+        if not self._is_plain:
             gradient = gradient * self.gradient_factor
         if group["maximize"]:
             gradient = -gradient

@@ -30,6 +30,7 @@ from gkd.train.optim import clip_gradients, set_lr
 from gkd.train.precision import LossScale, Precision, autocast
 from gkd.train.progress_line import progress_line
 from gkd.train.rank_watch import RankWatch
+from gkd.train.row_sgd import RowSgd
 from gkd.train.sample_view import SampleView
 from gkd.train.step_timer import StepTimer
 
@@ -82,7 +83,7 @@ class Trainer:
     def __init__(
         self,
         objective: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: RowSgd,
         schedule: Callable[[int], float],
         settings: LoopSettings,
         *,
@@ -167,7 +168,7 @@ class Trainer:
         scale = None if self.loss_scale is None else self.loss_scale.scale
         num_overflows = self.guard.num_overflows
         with scope("clip"):
-            norm = clip_gradients(self.parameters, self.settings.clip_norm, self.sharded, scale or 1.0)
+            norm = clip_gradients(self.parameters, self.settings.clip_norm, self.sharded, scale or 1.0, self.optimizer)
             if self.checks_later:
                 self.guard.check_later(step, norm, seen, batches)
             is_applied = self.checks_later or self.guard.check(step, norm, seen, batches, scale)

@@ -64,6 +64,25 @@ def test_clipping_uses_the_norm_over_all_parameters():
     torch.testing.assert_close(parameters[1].grad, torch.tensor([0.8]))
 
 
+def test_an_optimizer_that_is_told_does_the_scaling():
+    """The same weights as after scaling the gradients first; the factor counts for one step."""
+    found = []
+    for is_told in (False, True):
+        module = nn.Linear(3, 2)
+        nn.init.ones_(module.weight)
+        optimizer = build_sgd(module, lr=0.1)
+        for step in range(3):
+            for parameter in module.parameters():
+                parameter.grad = torch.full_like(parameter, 4.0 + step)
+            norm = clip_gradients(module.parameters(), 1.0, loss_scale=2.0, optimizer=optimizer if is_told else None)
+            assert norm.item() == pytest.approx((4.0 + step) * 8**0.5 / 2)
+            assert optimizer.gradient_factor == (pytest.approx(0.5 / norm.item()) if is_told else 1.0)
+            optimizer.step()
+            assert optimizer.gradient_factor == 1.0
+        found.append(module.weight)
+    torch.testing.assert_close(*found)
+
+
 def test_clipping_never_enlarges():
     parameter = torch.zeros(1, requires_grad=True)
     parameter.grad = torch.tensor([0.5])

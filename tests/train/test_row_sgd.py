@@ -86,7 +86,8 @@ def test_a_parameter_with_gaps_keeps_what_lies_between():
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("factor", [0.3, 2.0**-16])
-def test_a_factor_is_that_of_the_gradients(settings, factor):
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_factor_is_that_of_the_gradients(settings, factor, as_tensor):
     """On all three ways: torch's kernel, another layout, and rows."""
     dense, turned, rows = (parameter(seed) for seed in range(3))
     references = [parameter(seed) for seed in range(3)]
@@ -99,7 +100,7 @@ def test_a_factor_is_that_of_the_gradients(settings, factor):
         dense.grad, turned.grad, rows.grad = values.clone(), values.T.contiguous().T, sparse([*range(CLASSES)], values)
         for each in references:
             each.grad = values * factor
-        optimizer.gradient_factor = factor
+        optimizer.gradient_factor = torch.tensor(factor) if as_tensor else factor
         optimizer.step()
         reference.step()
     for ours, theirs in zip((dense, turned, rows), references, strict=True):
