@@ -71,10 +71,9 @@ class Result:
 def needed_gib(setting: Setting) -> float:
     """Inputs, gradients and what the variant is known to hold besides."""
     weights = setting.classes * setting.dim * 4
-    matrices = {"softmax": 9, "sharded": 1, "partial_fc": 1}[setting.variant]
+    matrices = {"softmax": 6, "sharded": 1, "partial_fc": 1}[setting.variant]
     gradient = weights if setting.variant != "partial_fc" else weights // 10
-    copies = 2 * weights if setting.variant == "softmax" else 0  # class weights of length 1
-    return (2 * weights + gradient + copies + matrices * setting.samples * setting.classes * 4) / 2**30
+    return (2 * weights + gradient + matrices * setting.samples * setting.classes * 4) / 2**30
 
 
 class Step:
