@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gkd.models.backbone import Backbone, check_integer, check_integers, embed_in_full_precision
+from gkd.models.convolution import Conv2d
 from gkd.models.prelu import PReLU
 
 FINAL_CHANNELS = 512
@@ -111,7 +112,7 @@ def initialise_kaiming(network: nn.Module) -> None:
 
 
 def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> Layers:
-    convolution = nn.Conv2d(
+    convolution = Conv2d(
         in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
     )
     return Layers(convolution, nn.BatchNorm2d(out_channels), PReLU(out_channels))

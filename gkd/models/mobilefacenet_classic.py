@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gkd.models.backbone import Backbone, check_integer, check_number, embed_in_full_precision
+from gkd.models.convolution import Conv2d
 from gkd.models.mobilefacenet import initialise_kaiming
 from gkd.models.prelu import PReLU
 
@@ -29,9 +30,7 @@ class Convolution(nn.Module):
     ) -> None:
         super().__init__()
         padding = kernel // 2 if isinstance(kernel, int) else 0
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride=stride, padding=padding, groups=groups, bias=False
-        )
+        self.conv = Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
         self.prelu: nn.Module | None = None if is_linear else PReLU(out_channels)
 

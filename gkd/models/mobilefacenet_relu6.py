@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gkd.models.backbone import Backbone, check_number, embed_in_full_precision
+from gkd.models.convolution import Conv2d
 from gkd.models.mobilefacenet import initialise_kaiming
 
 # Expansion, output channels as a multiple of the first width, blocks, stride of the first block.
@@ -117,7 +118,7 @@ class MobileFaceNetReLU6(Backbone):
 
 
 def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(
+    convolution = Conv2d(
         in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
     )
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU6())
