@@ -33,6 +33,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from gkd.core import distributed
 from gkd.core.types import Batch
 from gkd.distill import CumulativeMass, GroupedKD, TopK
 from gkd.heads import ArcFace, SoftmaxHead
@@ -84,15 +85,21 @@ def timed(clock: Clock, name: str, module: nn.Module) -> nn.Module:
 
 
 def kept_embeddings(folder: Path) -> EmbeddingStore:
-    """A full cache of random unit vectors."""
+    """A full cache of random unit vectors, which the first rank makes."""
     store = EmbeddingStore(folder, Origin("data", "network", "input", NUM_CACHED, DIM))
+    if distributed.rank() == 0:
+        _fill(store)
+    distributed.barrier()
+    return store
+
+
+def _fill(store: EmbeddingStore) -> None:
     rows = torch.randn(1000, 2, DIM)
     content = (rows / rows.norm(dim=2, keepdim=True)).half().numpy().tobytes()
-    with (folder / store.origin.embeddings_name).open("wb") as file:
+    with (store.folder / store.origin.embeddings_name).open("wb") as file:
         for _ in range(NUM_CACHED // 1000):
             file.write(content)
-    (folder / "done.u8").write_bytes(b"\1" * store.origin.num_blocks)
-    return store
+    (store.folder / "done.u8").write_bytes(b"\1" * store.origin.num_blocks)
 
 
 class Variant:

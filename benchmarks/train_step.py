@@ -274,7 +274,8 @@ def floor_seconds(
 def compare(student: str, teacher: str, arguments: argparse.Namespace, rate: dict[str, float]) -> list[dict[str, Any]]:
     """Measure one pair and print its rows."""
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as own:
+        folder = distributed.broadcast_object(own)
         loops: dict[str, Any] = {
             name: PlainLoop(student, teacher, arguments)
             if name == "plain"
@@ -290,6 +291,7 @@ def compare(student: str, teacher: str, arguments: argparse.Namespace, rate: dic
                 loop.step(images, labels)
                 if count >= arguments.warmup:  # until then pools and caches fill
                     seen[name].append(now(arguments) - start)
+        distributed.barrier()
     first = arguments.variants[0]
     networks = parts(student, teacher, 1)
     for name, seconds in seen.items():
