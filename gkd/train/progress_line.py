@@ -17,7 +17,7 @@ def progress_line(done: int, total_steps: int, values: Mapping[str, float]) -> s
     """
     num_epochs = values["epoch"] * total_steps / done
     groups = [
-        f"step {done} ep {values['epoch']:.1f}/{num_epochs:.0f}",
+        f"step {done} ep {values['epoch']:.1f}/{round(num_epochs, 1):g}",
         _losses(values),
         f"lr {values['optim/lr']:.3g} {values['time/images_per_second']:.0f} img/s",
         _shares(values),
