@@ -95,10 +95,7 @@ def _teacher(setup: Setup) -> Iterator[str]:
 
 
 def _student(setup: Setup) -> Iterator[str]:
-    if setup.precision == "fp32":
-        yield "train.precision=bf16" + ("" if setup.device == "cuda" else ", where the CPU has bf16 arithmetic")
-        if setup.device == "cuda" and not setup.tf32:
-            yield "train.tf32=true, to stay in fp32"
+    yield from _precision(setup)
     if not setup.is_compiled:
         yield "train.compile=true"
     if not setup.channels_last:
@@ -107,6 +104,20 @@ def _student(setup: Setup) -> Iterator[str]:
         yield "train.checkpoint_activations=false, where memory allows: now every block is computed twice"
     if setup.device == "cpu" and setup.num_threads < setup.num_cores:
         yield f"OMP_NUM_THREADS={setup.num_cores}: {setup.num_threads} of {setup.num_cores} cores compute"
+
+
+def _precision(setup: Setup) -> Iterator[str]:
+    if setup.device == "cuda":
+        if setup.precision == "fp32":
+            yield "train.precision=bf16"
+            if not setup.tf32:
+                yield "train.tf32=true, to stay in fp32"
+    elif setup.precision == "fp32":
+        yield "train.precision=bf16, where the CPU has bf16 arithmetic: try it, for narrow networks are slower in it"
+    elif setup.precision == "bf16":
+        yield "train.precision=fp32: try it, for narrow networks are faster in it on a CPU"
+    else:
+        yield "train.precision=fp32 or bf16: fp16 is slow on a CPU"
 
 
 def _head(setup: Setup) -> Iterator[str]:
@@ -157,7 +168,7 @@ def _launches(setup: Setup) -> Iterator[str]:
 def _loop(setup: Setup) -> Iterator[str]:
     if setup.micro_batches > 1:
         yield f"fewer train.micro_batches (now {setup.micro_batches})"
-    yield "a larger train.log_every, where lines come faster than one a second"
+    yield "a larger train.log_every, where lines come faster than one a second, and log.images_every, where pictures do"
     yield f"a larger train.batch_size (now {setup.batch_size}): the loop costs the same for each step"
 
 

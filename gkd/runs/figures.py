@@ -14,6 +14,7 @@ from gkd.runs.run import Run
 
 ACCURACY = "accuracy"  # the mean accuracy over all evaluation sets, by which a run judges its checkpoints
 LOSS = "loss/total"
+CROSS_ENTROPY = "loss/classification"  # can be compared where runs have other terms
 LR = "optim/lr"
 SPEED = "time/images_per_second"
 

@@ -1,4 +1,4 @@
-"""Run folders below given folders; a run folder holds `config.yaml` and `run.json`."""
+"""Run folders below given folders; a run folder holds `config.yaml` and `run.json`, and no profile."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ MAX_DEPTH = 6
 MAX_FOLDERS = 50_000
 MAX_RUNS = 500
 RUN_FILES = ("config.yaml", "run.json")
+PROFILE_FILE = "profile.json"  # of tools/profile.py, whose few steps are no run to compare
 
 # What a run keeps for itself; nobody puts a run there.
 _OF_A_RUN = frozenset({"checkpoints", "tensorboard", "weights", "nonfinite"})
@@ -75,7 +76,7 @@ class _Search:
     def _look(self, folder: Path) -> tuple[bool, list[Path]]:
         """Whether `folder` is a run, and which folders in it may be or hold some."""
         try:
-            is_run = all((folder / name).is_file() for name in RUN_FILES)
+            is_run = all((folder / name).is_file() for name in RUN_FILES) and not (folder / PROFILE_FILE).is_file()
             names = sorted(_folders_in(folder), key=_natural)
         except OSError as error:
             self.found.notes.append(f"{printable(str(folder), 200)}: cannot be read: {error.strerror}")

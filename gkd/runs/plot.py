@@ -10,7 +10,7 @@ from typing import Any
 
 from gkd.core.errors import ConfigError
 from gkd.core.files import atomic_write
-from gkd.runs.figures import ACCURACY, LOSS, LR, SPEED, curve_of, metric_names
+from gkd.runs.figures import ACCURACY, CROSS_ENTROPY, LOSS, LR, SPEED, curve_of, metric_names
 from gkd.runs.run import Run
 from gkd.runs.series import thinned
 
@@ -23,12 +23,16 @@ _DASHES = ("-", "--", ":", "-.")
 
 
 def panels(runs: Sequence[Run], metrics: Sequence[str] = ()) -> list[str]:
-    """The metrics to draw: those named, or else the loss, the accuracies, the learning rate and the speed."""
+    """The metrics to draw: those named, or else the losses, the accuracies, the learning rate and the speed.
+
+    Of the losses the total one, and the cross entropy where some run has other terms beside it.
+    """
     if metrics:
         return list(metrics)[:MAX_PANELS]
     known = metric_names(runs)
     accuracies = [name for name in known if name.startswith("eval/") and name.endswith("/accuracy")]
-    wanted = [LOSS, ACCURACY, *accuracies, LR, SPEED]
+    has_terms = any(name.startswith("loss/") and name not in (LOSS, CROSS_ENTROPY) for name in known)
+    wanted = [LOSS, *[CROSS_ENTROPY] * has_terms, ACCURACY, *accuracies, LR, SPEED]
     return [name for name in wanted if name in known][:MAX_PANELS]
 
 

@@ -99,6 +99,8 @@ def test_the_gain_is_that_of_amdahls_law_and_the_largest_part_comes_first():
         ("student", {"precision": "bf16"}, "train.compile=true", "train.precision"),
         ("student", {"tf32": True}, "train.precision=bf16", "tf32"),
         ("student", {"device": "cpu"}, "where the CPU has bf16", "tf32"),
+        ("student", {"device": "cpu", "precision": "bf16"}, "train.precision=fp32: try it", "train.precision=bf16"),
+        ("student", {"device": "cpu", "precision": "fp16"}, "fp16 is slow on a CPU", ""),
         ("student", {"is_compiled": True}, "train.precision", "train.compile"),
         ("student", {"channels_last": False}, "train.channels_last=true", ""),
         ("student", {"channels_last": True}, "train.compile", "channels_last"),

@@ -37,6 +37,12 @@ def test_own_folders_of_a_run_and_hidden_ones_are_not_entered(tmp_path: Path) ->
     assert find_runs([tmp_path]).paths == [run, inner]
 
 
+def test_a_profile_is_no_run(tmp_path: Path) -> None:
+    run, profile = write_run(tmp_path / "run"), write_run(tmp_path / "run-profile")
+    (profile / "profile.json").write_text("{}")
+    assert find_runs([tmp_path]).paths == [run]
+
+
 def test_links_in_a_circle_end(tmp_path: Path) -> None:
     write_run(tmp_path / "a" / "run")
     (tmp_path / "a" / "up").symlink_to(tmp_path)

@@ -88,3 +88,13 @@ def test_nothing_to_draw_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing that could be drawn"):
         plot_runs(runs, tmp_path / "out.png")
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_where_a_run_has_other_terms_the_cross_entropy_is_drawn_too(tmp_path: Path) -> None:
+    def run_with(name: str, **losses: float) -> Path:
+        return write_run(tmp_path / name, metrics=[one | losses for one in lines()])
+
+    plain = {"loss/classification": 1.0}
+    control, student = run_with("a", **plain), run_with("b", **plain, **{"loss/gkd/primary": 2.0})
+    assert "loss/classification" not in panels(read_runs([control]))
+    assert panels(read_runs([control, student]))[:2] == ["loss/total", "loss/classification"]
