@@ -345,6 +345,8 @@ def prepare_backbone(config: TrainRun, objective: ClassificationObjective) -> No
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = train.tf32  # convolutions, for which torch by itself allows it
+    elif train.tf32:
+        logger.warning("train.tf32 changes nothing on a CPU, which has no such numbers")
     # The loader's images are (N, H, W, 3) in memory, and convolutions are faster on that order.
     if train.channels_last:
         objective.backbone.to(memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from gkd import build
 from gkd.build_teacher import require_same_classes
@@ -81,3 +82,11 @@ def test_the_embedding_dim_reaches_the_head(loaded):
     dataset = build.build_dataset(loaded())
     objective = build.build_objective(loaded(), dataset, None, 6)
     assert objective.head.weight.shape == (6, 16)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_tf32_on_a_cpu_is_told_to_change_nothing(loaded, caplog):
+    loaded_config = loaded("train.tf32=true")
+    objective = SimpleNamespace(backbone=build.build_backbone(loaded_config))
+    build.prepare_backbone(loaded_config, objective)
+    assert "train.tf32 changes nothing on a CPU" in caplog.text
