@@ -16,9 +16,11 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, distributed_c10d
 
 from gkd.core.errors import GkdError
+
+_left_groups: list[ProcessGroup] = []
 
 
 def is_active() -> bool:
@@ -74,7 +76,17 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        _leave_groups()
+
+
+def _leave_groups() -> None:
+    """Forget all groups, whose objects stay until the process ends.
+
+    In torch 2.6 the destructor of a group waits for gloo's threads with the interpreter locked, and such a thread may
+    be waiting for that lock to free a tensor: the rank would never end. Who had a group ends by `end_process`.
+    """
+    _left_groups.extend(distributed_c10d._world.pg_map)
+    dist.destroy_process_group()
 
 
 def is_communication_error(error: BaseException) -> bool:
