@@ -331,6 +331,8 @@ def main() -> None:
     add("--no-check", action="store_true", help="do not compare the losses first")
     add("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
+    if arguments.classes <= TopK().k:
+        parser.error(f"--classes must be above the {TopK().k} of the grouping top_k, got {arguments.classes}")
     torch.set_num_threads(arguments.threads)
     if arguments.keep_memory:
         keep_freed_memory()

@@ -102,8 +102,10 @@ def _student(setup: Setup) -> Iterator[str]:
         yield "train.channels_last=true: it is off"
     if setup.is_recomputing:
         yield "train.checkpoint_activations=false, where memory allows: now every block is computed twice"
-    if setup.device == "cpu" and setup.num_threads < setup.num_cores:
-        yield f"OMP_NUM_THREADS={setup.num_cores}: {setup.num_threads} of {setup.num_cores} cores compute"
+    if setup.device == "cpu" and setup.num_threads * setup.num_ranks < setup.num_cores:
+        each = setup.num_cores // setup.num_ranks
+        busy = setup.num_threads * setup.num_ranks
+        yield f"OMP_NUM_THREADS={each}, if nothing else computes there: {busy} of {setup.num_cores} cores do now"
 
 
 def _precision(setup: Setup) -> Iterator[str]:

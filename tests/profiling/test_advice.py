@@ -107,6 +107,8 @@ def test_the_gain_is_that_of_amdahls_law_and_the_largest_part_comes_first():
         ("student", {"is_recomputing": True}, "train.checkpoint_activations=false", ""),
         ("student", {"device": "cpu", "num_threads": 8}, "OMP_NUM_THREADS=16", ""),
         ("student", {"device": "cpu", "num_threads": 16}, "train.compile", "OMP_NUM_THREADS"),
+        ("student", {"device": "cpu", "num_threads": 4, "num_ranks": 4}, "train.compile", "OMP_NUM_THREADS"),
+        ("student", {"device": "cpu", "num_threads": 1, "num_ranks": 4}, "OMP_NUM_THREADS=4,", ""),
         ("head", {}, "head.name=partial_fc", "sharded"),
         ("head", {"num_ranks": 8}, "head.name=sharded", ""),
         ("head", {"num_ranks": 8, "head": "sharded"}, "head.name=partial_fc", "head.name=sharded"),
